@@ -1,0 +1,305 @@
+"""Several dicts that belong together: columns of one table, whose rows live and leave as a whole.
+
+The rows are a registry of their own, which has all the limits and whose values nobody sees. A column is a registry
+without limits, which tells the rows what is used and written; when a row leaves, its entries leave every column in the
+same step, under the one lock that rows and columns share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from hygiene.events import Cause, Entry, RegistryStats
+from hygiene.leases import MISSING as _MISSING
+from hygiene.limits import Limits
+from hygiene.registry import Registry, _by_recency, _fill, _first, _Gone, _like, _look, _make, _store, _Timed
+
+__all__ = ["Group"]
+
+
+class Group:
+    """
+    Columns that share one life: a use of any is a use of the row, and a row is evicted from all of them together.
+
+    A row is busy if any of its values is. The bound counts rows. Each value that leaves is told by itself.
+
+    Args:
+        limits: What the rows keep to; the hooks, *values* and *default_factory* apply to every column.
+        columns: The names of the columns, each with a function that derives the row's key from the column's (``None``: they
+            are the same).
+        owner: The object whose attributes the columns are.
+        name: What logs call the table.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        columns: Mapping[str, Callable[[Any], Any] | None],
+        *,
+        owner: object | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._limits = limits
+        self._derive = dict(columns)
+        self.rows: _Rows = _make(_Rows, limits, owner)
+        self.rows._name = limits.name or name
+
+    def adopt(self, column: str, source: dict[Any, Any]) -> Registry[Any, Any]:
+        """The registry that takes the place of *source* as this column; it replaces an earlier one."""
+        if column not in self._derive:
+            raise ValueError(f"wanted one of the columns {', '.join(self._derive)}; found {column!r}")
+        registry: _Column = _like(source, self._limits, self.rows._owner(), column, _Column)
+        registry._join(self, self._derive[column])
+        self.rows._columns[column] = weakref.ref(registry)
+        _fill(registry, source)
+        return registry
+
+    @property
+    def owner(self) -> Any:
+        """The object whose attributes the columns are; ``None`` if there is none, or it is gone."""
+        return self.rows.owner
+
+    def holds(self, registry: Registry[Any, Any]) -> bool:
+        """Whether *registry* is one of the columns now."""
+        return any(reference() is registry for reference in list(self.rows._columns.values()))
+
+    def stats(self) -> RegistryStats:
+        """The numbers of the rows."""
+        return self.rows.stats()
+
+
+class _Rows(Registry[Any, None]):
+    """The rows of a group: key, order, times, leases and weight of each; the values are in the columns."""
+
+    __slots__ = ("_columns",)
+
+    def _configure(self, limits: Limits, owner: object | None = None) -> None:
+        self._columns: dict[str, weakref.ref[_Column]] = {}
+        super()._configure(limits, owner)
+        self._light = False
+
+    def _choose_paths(self) -> None:
+        super()._choose_paths()
+        self._light = False
+
+    def _present(self) -> Iterable[_Column]:
+        return [column for reference in list(self._columns.values()) if (column := reference()) is not None]
+
+    def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+        """The whole row leaves: each of its values is told as leaving its column."""
+        for column in self._present():
+            for name in column._keys_of(key):
+                column._discard_alone(name, cause, gone)
+        return self._drop(key, cause)
+
+    def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
+        oldest = _first(lambda: _by_recency(self))
+        return oldest is not _MISSING and self._discard(oldest, cause, gone)
+
+    def _drop(self, key: Any, cause: Cause) -> bool:
+        """The row itself leaves; nobody is told, since its values were."""
+        return super()._discard(key, cause, [])
+
+    def _is_busy(self, entry: Entry[Any, Any]) -> bool:
+        for column in self._present():
+            for name in column._keys_of(entry.key):
+                held: Entry[Any, Any] = Entry(name, _look(column, name, _MISSING), self._owner())
+                if held.value is not _MISSING and column._is_busy_alone(held):
+                    return True
+        return False
+
+    def _settle_lent(self) -> None:
+        for column in self._present():
+            column._measure_lent()
+
+
+class _Column(_Timed[Any, Any]):
+    """One dict of a group. It has no limits: what needs one is asked of the rows."""
+
+    __slots__ = ("_derive", "_group", "_members", "_rows")
+    _copies_as = Registry
+
+    def _configure(self, limits: Limits, owner: object | None = None) -> None:
+        super()._configure(limits, owner)
+        self._bound = 2**63
+        self._byte_bound = None
+        self._order = None
+        self._timer = None
+        self._written = self._used = None
+        self._due = -math.inf
+        self._clocked = True
+
+    def _join(self, group: Group, derive: Callable[[Any], Any] | None) -> None:
+        self._group = group
+        self._rows = group.rows
+        self._lock = group.rows._lock
+        self._derive = derive
+        self._members: dict[Any, dict[Any, None]] | None = None if derive is None else {}
+
+    @property
+    def group(self) -> Group:
+        """The group that this is a column of."""
+        return self._group
+
+    def _choose_paths(self) -> None:
+        self._used_in_order = False
+        self._tally = ()
+        self._light = False
+
+    def _row(self, key: Any) -> Any:
+        if self._derive is None:
+            return key
+        try:
+            row = self._derive(key)
+            hash(row)
+        except Exception as error:
+            self._hook_failed("key", key, error)
+            return key
+        return row
+
+    def _keys_of(self, row: Any) -> list[Any]:
+        if self._members is not None:
+            return list(self._members.get(row, ()))
+        return [row] if dict.__contains__(self, row) else []
+
+    # What happens to an entry happens to its row.
+
+    def _now(self) -> float:
+        return 0.0 if self._rows._timer is None else self._rows._timer()
+
+    def _settle(self, key: Any) -> None:
+        if isinstance(self._rows, _Timed):
+            self._rows._settle(self._row(key))
+
+    def _over_by(self, key: Any) -> Cause | None:
+        return self._rows._over_by(self._row(key)) if isinstance(self._rows, _Timed) else None
+
+    def _expire_due(self, gone: list[_Gone]) -> int:
+        return self._rows._expire_due(gone)
+
+    def _touch(self, key: Any) -> None:
+        self._rows._touch(self._row(key))
+
+    def _rerank(self, key: Any) -> None:
+        if self._limits.importance is not None:
+            value = _look(self, key, _MISSING)
+            rank = self._rank(key, value)
+            with self._lock:
+                self._rows._enter(self._row(key), None, rank)
+
+    def _times(self, key: Any) -> tuple[float | None, float | None]:
+        return self._rows._times(self._row(key))
+
+    def _fits(self, key: Any, old: Any, size: int | None) -> bool:
+        rows, row = self._rows, self._row(key)
+        if not dict.__contains__(rows, row) and len(rows) >= rows._bound:
+            return False
+        if rows._byte_bound is None or size is None or self._sizes is None:
+            return True
+        return rows._bytes - self._sizes.get(key, 0) + size <= rows._byte_bound
+
+    def _make_room(self, key: Any, size: int, gone: list[_Gone]) -> bool:
+        return self._rows._make_room(self._row(key), size, gone)
+
+    def _enter(self, key: Any, size: int | None, rank: float) -> None:
+        rows, row = self._rows, self._row(key)
+        if not dict.__contains__(rows, row):
+            _store(rows, row, None)
+        if self._members is not None:
+            self._members.setdefault(row, {})[key] = None
+        super()._enter(key, size, rank)
+        rows._enter(row, None, rank)
+
+    def _resize(self, key: Any, size: int) -> None:
+        rows = self._rows
+        if self._sizes is not None and rows._sizes is not None:
+            row = self._row(key)
+            rows._resize(row, rows._sizes.get(row, 0) + size - self._sizes.get(key, 0))
+        super()._resize(key, size)
+
+    def _stamp_write(self, key: Any) -> None: ...
+
+    def _stamp_use(self, key: Any) -> None: ...
+
+    def _forget_times(self, key: Any) -> None: ...
+
+    def _over(self) -> bool:
+        return self._rows._over()
+
+    def _sweep(self, newest: Any = _MISSING) -> None:
+        self._rows._sweep(newest if newest is _MISSING else self._row(newest))
+
+    def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+        row = self._row(key)
+        discarded = self._discard_alone(key, cause, gone)
+        if discarded and not any(column._keys_of(row) for column in self._rows._present()):
+            self._rows._drop(row, cause)
+        return discarded
+
+    def _discard_alone(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+        discarded = super()._discard(key, cause, gone)
+        if self._members is not None:
+            row = self._row(key)
+            keys = self._members.get(row)
+            if keys is not None:
+                keys.pop(key, None)
+                if not keys:
+                    del self._members[row]
+        return discarded
+
+    def _is_busy_alone(self, entry: Entry[Any, Any]) -> bool:
+        return super()._is_busy(entry)
+
+    def _is_busy(self, entry: Entry[Any, Any]) -> bool:
+        return self._rows._is_busy(Entry(self._row(entry.key), None, entry.owner))
+
+    def _pin_row(self, key: Any) -> None:
+        self._rows._pin_row(self._row(key))
+
+    def _unpin_row(self, key: Any) -> bool:
+        return self._rows._unpin_row(self._row(key))
+
+    def _unpin(self, key: Any) -> None:
+        if self._lent is not None:
+            self._lent[key] = None
+            self._measure_lent()
+        self._rerank(key)
+        self._rows._unpin(self._row(key))
+
+    def _be_watched(self) -> None:
+        self._rows._be_watched()
+        Registry._be_watched(self)
+
+    def _visit(self) -> float | None:
+        return Registry._visit(self)
+
+    def _note_overflow(self) -> None:
+        self._rows._note_overflow()
+
+    def _poll_parked(self) -> None:
+        self._rows._poll_parked()
+
+    def evict(self, key: Any) -> bool:
+        """Drop the row of *key* from every column, unless it is leased or busy; says whether it left."""
+        return self._rows.evict(self._row(key))
+
+    def expire(self) -> int:
+        """Drop every row whose time is over; says how many rows left."""
+        return self._rows.expire()
+
+    def trim(self, to: int | str) -> int:
+        """Evict rows down to *to*; says how many left."""
+        return self._rows.trim(to)
+
+    def stats(self) -> RegistryStats:
+        """The numbers of this column; *leased* and *overflowing* count rows."""
+        rows = self._rows.stats()
+        return dataclasses.replace(super().stats(), leased=rows.leased, overflowing=rows.overflowing)
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._lock = self._rows._lock

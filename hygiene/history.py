@@ -1,0 +1,843 @@
+"""A list that trims itself: a sliding window over a conversation.
+
+Theory of operation
+===================
+
+**Storage.** A `History` is a list by construction, and its own storage holds the items: C code that reads a
+list directly (``json``, ``orjson``, ``msgspec``) sees the truth. Everything else it needs hangs on one
+attribute (`_Window`), so that a user's subclass of list with attributes and slots of its own can be combined
+with it.
+
+**Weights.** Items do not say when they grow, and counting tokens is slow: each item is weighed once, before
+it is put in and outside the lock, and its weight kept at the same index of a list beside (`_Scale`). Every
+method that changes the items is applied to the weights with the same index or slice; a C function that writes
+past the methods (``heapq``) shows in the lengths, and everything is weighed again.
+
+**Concurrency.** Under the GIL growing at the end is one atomic step and cannot disturb a trim at the front,
+so with *maxlen* alone ``append`` and ``extend`` take no lock. Who then finds the list too long takes the lock
+only if it is free and trims; if it is taken, its holder looks again after letting go ("who holds the broom
+sweeps"). So the bound holds at rest and may be exceeded for a moment by as many items as threads are
+appending. All other changes, and all with weights, take the lock. It is reentrant because a garbage
+collection may run a finalizer, which may use this list, between any two lines.
+
+**Telling.** What fell out is collected in `_Window.untold` under the lock and told after it is released, by
+one thread at a time, oldest first, each item once. What falls out because the hook itself wrote to the list
+is told with the next trim: told at once, a hook that appends one item per call would never end. The same goes
+for what a summary pushes out.
+
+**Summary.** It stands behind the kept first items and is recognised by identity. It stays there until the
+next one takes its place in one step, so that a reader never finds a conversation without it and a failing
+summarizer does not lose it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import types
+import weakref
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex, TypeVar, overload
+
+from hygiene.sizing import sizeof
+from hygiene.units import Size, nbytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+__all__ = ["History", "history_type"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_log = logging.getLogger("hygiene")
+_ABSENT: Final = object()
+# Items of an iterator taken at a time: an endless one cannot fill memory, and a hook is not called for each
+# item.
+_CHUNK = 1024
+_HOOKS = ("count_tokens", "getsizeof", "on_trim", "summarize")
+_append = list.append
+_pop = list.pop
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """The keywords of a `History`, checked."""
+
+    maxlen: int | None = None
+    max_tokens: int | None = None
+    count_tokens: Callable[[Any], float] | None = None
+    max_bytes: Size | None = None
+    keep_first: int = 0
+    on_trim: Callable[[list[Any]], object] | None = None
+    summarize: Callable[[list[Any]], Any] | None = None
+    getsizeof: Callable[[Any], float] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_hooks()
+        if self.max_bytes is not None:
+            object.__setattr__(self, "max_bytes", nbytes(self.max_bytes, "max_bytes"))
+        # Beside the kept items there must be room for the newest, and for a summary if there is one.
+        needed = self.keep_first + (1 if self.summarize is None else 2)
+        if self.maxlen is not None and self.maxlen < needed:
+            beside = "one more item" if self.summarize is None else "a summary and one more item"
+            raise ValueError(
+                f"maxlen must leave room for the keep_first={self.keep_first} kept items and {beside}, so be "
+                f"at least {needed}; found {self.maxlen}"
+            )
+
+    def _check_numbers(self) -> None:
+        for name, lowest in {"maxlen": 1, "max_tokens": 1, "keep_first": 0}.items():
+            value = getattr(self, name)
+            if value is None and name != "keep_first":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a whole number; found {value!r}")
+            if value < lowest:
+                raise ValueError(f"{name} must be at least {lowest}; found {value}. Leave it out if unwanted")
+
+    def _check_hooks(self) -> None:
+        for name in _HOOKS:
+            hook = getattr(self, name)
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{name} must be a function; found {hook!r}")
+            if inspect.iscoroutinefunction(hook):
+                raise TypeError(
+                    f"{name} must be an ordinary function; found {hook!r}, which is async, and nothing would "
+                    f"await it. Give a function that hands the work to a task of yours"
+                )
+        if (self.max_tokens is None) is not (self.count_tokens is None):
+            raise ValueError(
+                f"max_tokens and count_tokens go together: how many tokens to keep, and a function that counts "
+                f"one item's; found max_tokens={self.max_tokens!r}, count_tokens={self.count_tokens!r}"
+            )
+        if self.getsizeof is not None and self.max_bytes is None:
+            raise ValueError("getsizeof measures for max_bytes; found no max_bytes. Give both or none")
+        if self.on_trim is not None and self.summarize is not None:
+            raise ValueError("what falls out goes to on_trim or to summarize; found both. Let one call the other")
+
+    def portable(self) -> _Limits:
+        """What pickle can take along: functions that it can name, and limits that need no other."""
+        gone = {name for name in _HOOKS if not _nameable(getattr(self, name))}
+        if "count_tokens" in gone:
+            gone.add("max_tokens")
+        if "getsizeof" in gone:
+            gone.add("max_bytes")
+        nothing: dict[str, Any] = dict.fromkeys(gone)
+        return replace(self, **nothing)
+
+    def following(self, memo: dict[int, Any]) -> _Limits:
+        """For a deep copy: a hook that is a method of something copied along becomes the copy's."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            hook = getattr(self, field.name)
+            if isinstance(hook, types.MethodType) and id(hook.__self__) in memo:
+                moved[field.name] = types.MethodType(hook.__func__, memo[id(hook.__self__)])
+        return replace(self, **moved)
+
+
+_NO_LIMITS = _Limits()
+_KEYWORDS = frozenset(field.name for field in fields(_Limits))
+
+
+def _nameable(hook: Any) -> bool:
+    if hook is None:
+        return True
+    found: Any = sys.modules.get(getattr(hook, "__module__", None) or "")
+    for part in getattr(hook, "__qualname__", "?").split("."):
+        found = getattr(found, part, None)
+    return found is hook
+
+
+class _Scale:
+    """One weight limit with each item's weight, at the item's index."""
+
+    __slots__ = ("limit", "measure", "total", "weights", "what")
+
+    def __init__(self, what: str, limit: int, measure: Callable[[Any], float]) -> None:
+        self.what = what
+        self.limit = limit
+        self.measure = measure
+        self.weights: list[int] = []
+        self.total = 0
+
+
+class _Window:
+    """All that a `History` is beside its items. Changed under its lock, unless said otherwise."""
+
+    __slots__ = (
+        "forks",
+        "fresh",
+        "hook_errors",
+        "limits",
+        "lock",
+        "most",
+        "plain",
+        "scales",
+        "session",
+        "summary",
+        "sweeping",
+        "teller",
+        "telling",
+        "untold",
+    )
+
+    def __init__(self, limits: _Limits, summary: object = _ABSENT) -> None:
+        self.limits = limits
+        self.most = sys.maxsize if limits.maxlen is None else limits.maxlen
+        self.scales: list[_Scale] = []
+        if limits.max_tokens is not None and limits.count_tokens is not None:
+            self.scales.append(_Scale("tokens", limits.max_tokens, limits.count_tokens))
+        if limits.max_bytes is not None:
+            self.scales.append(_Scale("bytes", int(limits.max_bytes), limits.getsizeof or sizeof))
+        self.telling = not (limits.on_trim is limits.summarize is None)
+        self.plain = not self.telling and not self.scales
+        self.summary = summary
+        # Changes when the list is emptied: a summary of what was there before then comes too late.
+        self.session = object()
+        self.untold: list[Any] = []
+        self.fresh = False  # something in `untold` may be told now
+        self.hook_errors = 0
+        self._renew()
+
+    def _renew(self) -> None:
+        self.lock = threading.RLock()
+        self.teller: int | None = None
+        self.sweeping = False
+        self.forks = _forks
+
+    def broom(self) -> threading.RLock:
+        """The lock; a new one in a forked child, where its holder may be a thread that was left behind."""
+        if self.forks != _forks:
+            self._renew()
+        return self.lock
+
+    def heavy(self) -> bool:
+        """Whether the items weigh too much; so it may stay, if the newest alone does."""
+        for scale in self.scales:  # noqa: SIM110 - any() costs as much as the rest of an append
+            if scale.total > scale.limit:
+                return True
+        return False
+
+    def twin(self) -> _Window:
+        """For a copy: the same limits and hooks, nothing to tell."""
+        return _Window(self.limits, self.summary)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        known = () if self.summary is _ABSENT else (self.summary,)
+        return _Window, (self.limits.portable(), *known)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Window:
+        summary = _ABSENT if self.summary is _ABSENT else copy.deepcopy(self.summary, memo)
+        return _Window(self.limits.following(memo), summary)
+
+
+_forks = 0
+
+
+def _after_fork_in_child() -> None:
+    global _forks  # noqa: PLW0603 - one number for all histories is cheaper than knowing them all
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class History(list[T]):
+    """
+    A list that stays within its bounds by itself: the oldest items leave first.
+
+    It is a true list to everybody (``isinstance``, ``==``, ``json``, ``orjson``, ``msgspec``, ``pickle``,
+    ``copy``), and every method that makes it longer or heavier trims it in place. *Oldest* means lowest
+    index, so what is inserted at the front of a full history leaves at once. As with any list, ``copy()``,
+    slices, ``+`` and ``*`` give plain lists. With no limit it only trims when told to (`trim`).
+
+    Limits combine. The *keep_first* items and the newest one always stay, even if they alone weigh more than
+    allowed.
+
+    Safe to share between threads: nothing is lost or told twice, and the bounds hold at rest. A loop over a
+    history that others append to sees what a loop over a list sees that others delete from: loop over
+    ``history[:]`` if it waits in between. Safe after ``fork``.
+
+    A ``deque(maxlen=...)`` bounds itself; it needs none of this and is left alone.
+
+    Args:
+        source: The first items, oldest first; trimmed like all others.
+        maxlen: Upper bound on ``len()``, counting the kept items and the summary. ``None`` means no bound.
+        max_tokens: Upper bound on the sum of what *count_tokens* says of the items.
+        count_tokens: Called once with each item that comes in; a fraction is rounded up. What it raises is
+            logged, and the item counts as 0.
+        max_bytes: Upper bound on the bytes of the items: a number, or text such as ``"64KiB"``.
+        keep_first: How many items at the front (a system prompt) never leave by trimming.
+        on_trim: Called with the list of what fell out, oldest first, after it left.
+        summarize: Called instead of *on_trim*, with the earlier summary, if there is one, in front. The item
+            that it returns takes the place behind the kept items, and counts against the limits; what it
+            pushes out is handed over with the next trim. ``None`` leaves the earlier summary. One that does
+            not fit beside the kept items is logged and left out; one for which only the newest item leaves no
+            room waits and is handed to the next. If the list is emptied meanwhile, it comes too late and is
+            dropped.
+        getsizeof: Bytes of one item, called once with each; an item that grows later is not measured again.
+            By default `hygiene.sizing.sizeof`, an estimate, which counts all that an item refers to.
+
+    Hooks run in a thread that just wrote, one at a time, with no lock held. They may change the history; what
+    falls out by that is told with the next trim. What they raise is logged and counted in `hook_errors`,
+    never passed to the writer.
+
+    Calling ``__init__`` again replaces the items, as for a list, and the limits if any are given.
+
+    ``copy.copy`` and ``copy.deepcopy`` keep limits and hooks; a hook that is a method of an object copied
+    along becomes the copy's. ``pickle`` takes along the functions that it can name; lambdas, local functions
+    and methods stay behind, and so does the limit that needs them.
+
+    Raises:
+        ValueError: A limit is out of range, *maxlen* leaves no room beside the kept items, *max_tokens* comes
+            without *count_tokens*, or *on_trim* with *summarize*.
+        TypeError: A limit is no number, a hook cannot be called or is a coroutine function.
+    """
+
+    # For what unpickling, or a subclass before its own ``super().__init__()``, appends: no limits yet.
+    _hygiene: _Window = _Window(_NO_LIMITS)
+
+    def __init__(
+        self,
+        source: Iterable[T] = (),
+        /,
+        *,
+        maxlen: int | None = None,
+        max_tokens: int | None = None,
+        count_tokens: Callable[[T], float] | None = None,
+        max_bytes: Size | None = None,
+        keep_first: int = 0,
+        on_trim: Callable[[list[T]], object] | None = None,
+        summarize: Callable[[list[T]], T | None] | None = None,
+        getsizeof: Callable[[T], float] | None = None,
+    ) -> None:
+        limits = _Limits(maxlen, max_tokens, count_tokens, max_bytes, keep_first, on_trim, summarize, getsizeof)
+        if self:
+            History.clear(self)
+        if limits != _NO_LIMITS:
+            self._hygiene = _Window(limits)
+        History.extend(self, source)
+
+    # Growing at the end: the paths that must be fast.
+
+    def append(self, item: T, /) -> None:
+        """Put *item* at the end; the oldest leave if need be."""
+        window = self._hygiene
+        if window.scales:
+            self._grow([item])
+        else:
+            _append(self, item)
+            if len(self) > window.most:
+                self._sweep()
+
+    def extend(self, items: Iterable[T], /) -> None:
+        """
+        Put *items* at the end; the oldest leave if need be.
+
+        An iterator is read a chunk at a time, so that a long one does not fill memory.
+        """
+        if hasattr(items, "__len__"):
+            self._grow(items)
+            return
+        iterator = iter(items)
+        chunk: list[T]
+        while True:
+            chunk = []
+            try:
+                chunk.extend(islice(iterator, _CHUNK))
+            finally:  # as in a list, what came before an error stays
+                self._grow(chunk)
+            if len(chunk) < _CHUNK:
+                return
+
+    def __iadd__(self, items: Iterable[T], /) -> Self:  # type: ignore[misc,override]  # as list's own
+        History.extend(self, items)
+        return self
+
+    def _grow(self, items: Iterable[T]) -> None:
+        window = self._hygiene
+        if not window.scales:
+            list.extend(self, items)
+        else:
+            items = list(items)
+            weighed = self._weigh(items)
+            with window.broom():
+                self._align()
+                list.extend(self, items)
+                for scale, weights in zip(window.scales, weighed, strict=True):
+                    scale.weights += weights
+                    scale.total += sum(weights)
+        self._sweep()
+
+    # All other changes.
+
+    def insert(self, index: SupportsIndex, item: T, /) -> None:
+        """Put *item* before *index*; in a full history what is put first leaves at once."""
+        self._write(list.insert, index, item=item)
+
+    @overload
+    def __setitem__(self, index: SupportsIndex, value: T, /) -> None: ...
+    @overload
+    def __setitem__(self, index: slice, value: Iterable[T], /) -> None: ...
+    def __setitem__(self, index: Any, value: Any, /) -> None:
+        if isinstance(index, slice):
+            self._write(list.__setitem__, index, items=list(value), over=index)
+        else:
+            self._write(list.__setitem__, index, item=value, over=index)
+
+    def __delitem__(self, index: SupportsIndex | slice, /) -> None:
+        self._write(list.__delitem__, index, over=index)
+
+    def pop(self, index: SupportsIndex = -1, /) -> T:
+        """Take out and return the item at *index*; it is the caller's now and no hook is told."""
+        pop: Callable[..., T] = list.pop
+        return self._write(pop, index)
+
+    def remove(self, item: T, /) -> None:
+        """
+        Take out the first item equal to *item*.
+
+        Raises:
+            ValueError: There is none.
+        """
+        while True:
+            # Comparing is the items' own code, so not under the lock; meanwhile the one found may move, or go.
+            before = self[:]
+            found = before[before.index(item)]
+            try:
+                with self._hygiene.broom():
+                    for index, one in enumerate(self[:]):
+                        if one is found:
+                            self._apply(list.pop, index)
+                            return
+            finally:
+                self._sweep()
+
+    def clear(self) -> None:
+        """Take out all items, the kept ones too; no hook is told."""
+        self._write(list.clear, over=slice(None))
+
+    def __imul__(self, times: SupportsIndex, /) -> Self:
+        self._write(list.__imul__, times)
+        return self
+
+    def reverse(self) -> None:
+        """Turn the order around, in place: the newest become the oldest."""
+        self._write(list.reverse)
+
+    def sort(self, *, key: Any = None, reverse: bool = False) -> None:
+        """
+        Sort in place; the lowest become the oldest.
+
+        Raises:
+            ValueError: The list was changed meanwhile; nothing was sorted.
+        """
+        before = self[:]
+        order = sorted(range(len(before)), key=_sort_key(before, key), reverse=reverse)
+        try:
+            with self._hygiene.broom():
+                self._align()
+                # Compared by identity: ``==`` may be the user's, and would run under the lock.
+                if len(before) != len(self) or not all(map(_same, before, self[:])):
+                    raise ValueError("list modified during sort")
+                list.__setitem__(self, slice(None), [before[place] for place in order])
+                for scale in self._hygiene.scales:
+                    scale.weights[:] = [scale.weights[place] for place in order]
+        finally:
+            self._sweep()
+
+    def trim(self, to: int | str) -> int:
+        """
+        Drop the oldest until *to* are left, and say how many left; they are told like all others.
+
+        The kept first items and a summary stay, whatever *to* says; the newest does not.
+
+        Args:
+            to: Items to leave, or a share of what is there: ``"50%"``.
+
+        Raises:
+            ValueError: *to* is negative, or text that is no share from 0 to 100 %.
+            TypeError: *to* is neither.
+        """
+        most = _target(to, len(self))
+        with self._hygiene.broom():
+            self._align()
+            gone = self._trim(most, newest=0)
+        self._sweep()
+        return len(gone)
+
+    # What there is to know.
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of the items, from a running sum; ``None`` without *max_bytes*."""
+        return self._total("bytes")
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the items, from a running sum; ``None`` without *max_tokens*."""
+        return self._total("tokens")
+
+    @property
+    def hook_errors(self) -> int:
+        """How often a hook, *count_tokens* or *getsizeof* failed; each was logged."""
+        return self._hygiene.hook_errors
+
+    def _total(self, what: str) -> int | None:
+        window = self._hygiene
+        for scale in window.scales:
+            if scale.what == what:
+                if len(scale.weights) != len(self):
+                    with window.broom():
+                        self._align()
+                    self._sweep()
+                return scale.total
+        return None
+
+    def __getstate__(self) -> Any:
+        # For copies and pickles. They need a window of their own: a shared one would trim by the other's
+        # weights.
+        state: Any = super().__getstate__()
+        own, slots = state if isinstance(state, tuple) else (state, None)
+        if own and "_hygiene" in own:
+            own = {**own, "_hygiene": self._hygiene.twin()}
+        return own if slots is None else (own, slots)
+
+    # How it is done.
+
+    def _write(
+        self,
+        method: Callable[..., R],
+        *where: Any,
+        item: Any = _ABSENT,
+        items: list[T] | None = None,
+        over: Any = None,
+    ) -> R:
+        """
+        Do *method* to the items, trim and tell.
+
+        Args:
+            method: The list's own, unbound.
+            where: Its arguments but the last, which is:
+            item: one item that comes in; or
+            items: several.
+            over: Where it deletes: the index or slice.
+        """
+        new: list[T] = [] if item is _ABSENT else [item]
+        weighed = self._weigh(new if items is None else items)
+        lost = None
+        try:
+            with self._hygiene.broom():
+                # The last reference to an item must not die under the lock: its ``__del__`` is user code. A
+                # wrong index is for the list's own method to complain about.
+                if over is not None:
+                    with contextlib.suppress(IndexError, TypeError):
+                        lost = list.__getitem__(self, over)
+                if items is None:
+                    return self._apply(method, *where, new=new, weighed=weighed)
+                return self._apply(method, *where, new=[items], weighed=[[weights] for weights in weighed])
+        finally:
+            del lost
+            self._sweep()  # also after an error: others may have left the sweeping to us
+
+    def _apply(self, method: Callable[..., R], *where: Any, new: Sequence[Any] = (), weighed: Sequence[Any] = ()) -> R:
+        """Do *method* to the items and, with their weights in their place, to every scale; under the lock."""
+        window = self._hygiene
+        self._align()
+        result = method(self, *where, *new)
+        # What takes in nothing has no weights.
+        for scale, weights in zip(window.scales, weighed or [()] * len(window.scales), strict=True):
+            method(scale.weights, *where, *weights)
+            scale.total = sum(scale.weights)
+        if not len(self) and window.limits.summarize is not None:
+            # Emptied: another conversation begins. What was not yet summarized belongs to the last one.
+            window.session, window.untold, window.fresh = object(), [], False
+        return result
+
+    def _weigh(self, items: Iterable[T]) -> list[list[int]]:
+        """Each scale's weights of *items*. Asks user code."""
+        return [[self._weight(scale, item) for item in items] for scale in self._hygiene.scales]
+
+    def _weight(self, scale: _Scale, item: T) -> int:
+        try:
+            weight = math.ceil(scale.measure(item))
+            if weight < 0:
+                raise ValueError(f"it must return a number that is not negative; found {weight}")  # noqa: TRY301
+        except Exception as error:
+            self._failed("the %s of an item could not be counted, so it counts as 0", scale.what, error=error)
+            return 0
+        return weight
+
+    def _align(self) -> None:
+        # Only what wrote to the storage past our methods, and unpickling, lead here; weighing under the lock
+        # is the price of not knowing what they did.
+        for scale in self._hygiene.scales:
+            if len(scale.weights) != len(self):
+                scale.weights[:] = [self._weight(scale, item) for item in self[:]]
+                scale.total = sum(scale.weights)
+
+    def _head(self) -> int:
+        """Index of the first item that may leave: behind the kept ones and the summary."""
+        window = self._hygiene
+        head = window.limits.keep_first
+        summary = window.summary
+        if summary is not _ABSENT and len(self) > head and list.__getitem__(self, head) is summary:
+            head += 1
+        return head
+
+    def _cut(self, most: int, newest: int) -> slice:
+        """What has to leave, under the lock."""
+        window = self._hygiene
+        keep, head = window.limits.keep_first, self._head()
+        room = len(self) - head - newest
+        count = max(0, len(self) - most)
+        if count and window.limits.summarize is not None and head == keep:
+            count += 1  # there is no summary yet, and there will be one
+        count = max(0, min(count, room))
+        start = head
+        for scale in window.scales:
+            over = scale.total - scale.limit - sum(scale.weights[head : head + count])
+            while over > 0 and count < room:
+                over -= scale.weights[head + count]
+                count += 1
+            if over > 0 and room >= 0:
+                start = keep  # nothing but the summary is left to give way; the next one will know it
+        return slice(start, head + count)
+
+    def _trim(self, most: int, *, newest: int = 1) -> list[T]:
+        """Cut off what is too much, under the lock. The caller lets go of what is returned after it."""
+        window = self._hygiene
+        if window.sweeping:  # a finalizer that ran in the middle of this; we are about to look again
+            return []
+        window.sweeping = True
+        try:
+            cut = self._cut(most, newest)
+            if cut.start == cut.stop:
+                return []
+            gone = list.__getitem__(self, cut)
+            list.__delitem__(self, cut)
+            for scale in window.scales:
+                scale.total -= sum(scale.weights[cut])
+                del scale.weights[cut]
+        finally:
+            window.sweeping = False
+        if window.telling:
+            window.untold += gone
+            window.fresh = window.fresh or window.teller != threading.get_ident()
+        return gone
+
+    def _sweep(self) -> None:
+        """Trim and tell, unless somebody is at it: everyone who had the lock comes here afterwards."""
+        window = self._hygiene
+        if window.plain and len(self) == window.most + 1 and window.lock.acquire(blocking=False):
+            # By far the most frequent case, and a single step: one came, one leaves, nobody is to be told.
+            gone: Any = None
+            try:
+                if len(self) > window.most and not window.sweeping:
+                    gone = _pop(self, window.limits.keep_first)
+            finally:
+                window.lock.release()
+            del gone  # not under the lock: its ``__del__`` is user code
+        while len(self) > window.most or window.fresh or window.heavy():
+            lock = window.broom()
+            if not lock.acquire(blocking=False):
+                return
+            gone = []
+            told: list[T] | None = None
+            session: object = None
+            try:
+                if window.sweeping:
+                    return
+                gone = self._trim(window.most)
+                if window.fresh and window.teller is None:
+                    told, window.untold, window.fresh = window.untold, [], False
+                    session, window.teller = window.session, threading.get_ident()
+            finally:
+                lock.release()
+            del gone
+            if told is not None:
+                try:
+                    self._tell(told, session)
+                finally:
+                    with window.broom():
+                        window.teller = None
+            elif len(self) <= window.most:
+                return
+
+    def _tell(self, dropped: list[T], session: object) -> None:
+        limits = self._hygiene.limits
+        count = len(dropped)
+        try:
+            if limits.on_trim is not None:
+                _not_awaitable("on_trim", limits.on_trim(dropped))
+                return
+            if limits.summarize is None:
+                return
+            with self._hygiene.broom():
+                earlier = list.__getitem__(self, slice(limits.keep_first, self._head()))
+            summary = limits.summarize(earlier + dropped)
+            _not_awaitable("summarize", summary)
+        except Exception as error:
+            what = "summarize" if limits.on_trim is None else "on_trim"
+            self._failed("%s failed, and what it was handed is gone: %d of the oldest items", what, count, error=error)
+            return
+        if summary is not None:
+            self._place(summary, session)
+
+    def _place(self, summary: T, session: object) -> None:
+        window = self._hygiene
+        weighed = self._weigh([summary])
+        with window.broom():
+            self._align()
+            if window.session is not session:
+                return
+            keep, head = window.limits.keep_first, self._head()
+            hopeless, held = None, False
+            for scale, [weight] in zip(window.scales, weighed, strict=True):
+                kept = sum(scale.weights[:keep])
+                if kept + weight > scale.limit:
+                    hopeless = (weight, scale.what, scale.limit, kept)
+                elif kept + weight + sum(scale.weights[head:][-1:]) > scale.limit:
+                    held = True
+            replaced: list[T] = []
+            if hopeless is None:
+                # In one step: a reader finds the earlier summary or this one.
+                place, new = slice(keep, head), [] if held else [summary]
+                replaced = list.__getitem__(self, place)
+                list.__setitem__(self, place, new)
+                for scale, weights in zip(window.scales, weighed, strict=True):
+                    scale.weights[place] = weights[: len(new)]
+                    scale.total = sum(scale.weights)
+                if held:
+                    # Only the newest is in the way: the next summary will have room, and shall know this one.
+                    window.untold.insert(0, summary)
+                else:
+                    window.summary = summary
+                replaced += self._trim(window.most)
+        del replaced  # not under the lock
+        if hopeless is not None:
+            self._failed(
+                "a summary of %d %s does not fit into %d beside %d of the kept items, so it was left out: "
+                "let summarize return a shorter one",
+                *hopeless,
+            )
+
+    def _failed(self, message: str, *arguments: object, error: Exception | None = None) -> None:
+        with self._hygiene.broom():
+            self._hygiene.hook_errors += 1
+        _log.error(message, *arguments, exc_info=error)
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other
+
+
+def _sort_key(items: list[T], key: Callable[[T], Any] | None) -> Callable[[int], Any]:
+    if key is None:
+        return lambda place: items[place]
+    return lambda place: key(items[place])
+
+
+def _not_awaitable(what: str, result: object) -> None:
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()  # or it warns that it was never awaited, which is what we say ourselves
+        raise TypeError(
+            f"{what} must do its work when called; found that it returned {result!r}, which nothing would "
+            f"await. Give an ordinary function, which may hand the work to a task of yours"
+        )
+
+
+def _target(to: object, size: int) -> int:
+    wanted = 'to must be the number of items to leave, or a share of them such as "50%"'
+    if isinstance(to, str):
+        share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", to)
+        if share is None or float(share[1]) > 100:  # noqa: PLR2004
+            raise ValueError(f"{wanted}; found {to!r}")
+        return int(size * float(share[1]) / 100)
+    if not isinstance(to, int) or isinstance(to, bool):
+        raise TypeError(f"{wanted}; found {to!r}")
+    if to < 0:
+        raise ValueError(f"{wanted}; found {to}")
+    return to
+
+
+# Both sides weak: a class is known here as long as somebody uses it, and no longer.
+_types: weakref.WeakKeyDictionary[type[Any], weakref.ref[type[Any]]] = weakref.WeakKeyDictionary()
+_types_lock = threading.Lock()
+
+
+def history_type(base: type[list[Any]]) -> type[History[Any]]:
+    """
+    The class that is both *base*, somebody's subclass of list, and `History`.
+
+    Called with limits, ``history_type(base)(source, **limits)`` takes over the items and, if *source* is a
+    *base*, the attributes, without running *base*'s ``__init__``. Called without, it is *base*'s own
+    constructor, which is what methods of *base* that make another of their kind expect. The methods of *base*
+    come first; those that write with ``super()`` are bounded, those that call ``list.append(self, ...)`` go
+    past and are caught up with at the next change.
+    """
+    if base is list:
+        return History
+    if issubclass(base, History):
+        return base
+    with _types_lock:
+        known = _types.get(base)
+        made = known() if known is not None else None
+        if made is None:
+            made = _combined(base)
+            _types[base] = weakref.ref(made)
+        return made
+
+
+def _combined(base: type[list[Any]]) -> type[History[Any]]:
+    def __init__(self: Any, *args: Any, **keywords: Any) -> None:  # noqa: N807
+        if not keywords or keywords.keys() - _KEYWORDS:
+            base.__init__(self, *args, **keywords)
+            return
+        if args and isinstance(args[0], base):
+            _take_over(args[0], self)
+        History.__init__(self, *args, **keywords)
+
+    def __reduce_ex__(self: Any, protocol: SupportsIndex) -> Any:  # noqa: N807
+        # This class has no name to be found by. From 2 on, what is made is said by a class and arguments.
+        made, arguments, *rest = super(kind, self).__reduce_ex__(max(2, int(protocol)))
+        if arguments and arguments[0] is kind:
+            return _remake, (made, base, *arguments[1:]), *rest
+        return made, arguments, *rest
+
+    namespace: Mapping[str, Any] = {
+        "__init__": __init__,
+        "__reduce_ex__": __reduce_ex__,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    kind: Any = types.new_class(base.__name__, (base, History), exec_body=lambda body: body.update(namespace))
+    made: type[History[Any]] = kind
+    return made
+
+
+def _remake(made: Callable[..., Any], base: type[list[Any]], *arguments: Any) -> Any:
+    """Unpickle."""
+    return made(history_type(base), *arguments)
+
+
+def _take_over(source: list[Any], target: list[Any]) -> None:
+    """Give *target* the attributes of *source*, whatever class they are in."""
+    state: Any = object.__getstate__(source)
+    for part in state if isinstance(state, tuple) else (state,):
+        for name, value in (part or {}).items():
+            if name != "_hygiene":
+                object.__setattr__(target, name, value)

@@ -1,0 +1,154 @@
+"""One background thread for all that falls due.
+
+It is started when the first charge is watched, sleeps until one is due, and ends when none is left. It holds its
+charges weakly. Waking it goes through a ``SimpleQueue``, whose ``put`` is reentrant, because the news that a charge died
+comes from a weak reference's callback: in any thread, at any bytecode.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+import weakref
+from typing import Protocol
+
+__all__ = ["Charge", "Janitor", "janitor", "survive_fork"]
+
+logger = logging.getLogger("hygiene")
+
+
+class Charge(Protocol):
+    """What the janitor looks after."""
+
+    def _visit(self) -> float | None:
+        """Do what is due; return the seconds until the next visit, or ``None`` for no more of them."""
+
+
+class Survivor(Protocol):
+    """What holds locks that must be made anew in a forked child."""
+
+    def _after_fork(self) -> None:
+        """Replace every lock: the thread that held it does not exist in this process."""
+
+
+class Janitor:
+    """
+    The thread that visits its charges when they are due.
+
+    Safe to call from any thread, from finalizers and inside a charge's own lock: `watch` takes no lock that a visit
+    holds. In a forked child it starts anew with what it was watching.
+    """
+
+    def __init__(self) -> None:
+        self._serial = itertools.count()
+        self._start()
+        survive_fork(self)
+
+    def _start(self) -> None:
+        self._news: queue.SimpleQueue[tuple[float, int, weakref.ref[Charge]] | None] = queue.SimpleQueue()
+        self._agenda: list[tuple[float, int, weakref.ref[Charge]]] = []
+        self._stale = False
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self.wakeups = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread exists."""
+        return self._thread is not None
+
+    def watch(self, charge: Charge, delay: float) -> None:
+        """Visit *charge* in *delay* seconds, and then as often as it asks for."""
+        self._schedule(weakref.ref(charge, self._died), delay)
+
+    def _schedule(self, charge: weakref.ref[Charge], delay: float) -> None:
+        self._news.put((time.monotonic() + max(delay, 0.0), next(self._serial), charge))
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hygiene-janitor", daemon=True)
+                self._thread.start()
+
+    def _died(self, _: weakref.ref[Charge]) -> None:
+        self._news.put(None)
+
+    def _run(self) -> None:
+        while (wait := self._next_wait()) is not None:
+            try:
+                news = self._news.get(timeout=wait)
+            except queue.Empty:
+                pass
+            else:
+                if news is None:
+                    self._stale = True
+                else:
+                    heapq.heappush(self._agenda, news)
+                continue  # there may be more news, and it costs nothing to look
+            self.wakeups += 1
+            self._visit_due()
+
+    def _next_wait(self) -> float | None:
+        """Seconds to sleep, or ``None`` when nothing is left (and then the thread has resigned)."""
+        agenda = self._agenda
+        if self._stale:
+            self._stale = False
+            agenda[:] = [item for item in agenda if item[2]() is not None]
+            heapq.heapify(agenda)
+        if agenda:
+            return min(max(agenda[0][0] - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+        with self._lock:
+            # A charge is announced before the lock is taken, so either we see the news or its sender sees no thread.
+            if self._news.empty():
+                self._thread = None
+                return None
+        return 0.0
+
+    def _visit_due(self) -> None:
+        now = time.monotonic()
+        while self._agenda and self._agenda[0][0] <= now:
+            reference = heapq.heappop(self._agenda)[2]
+            charge = reference()
+            if charge is None:
+                continue
+            try:
+                delay = charge._visit()
+            except Exception:
+                logger.exception("the visit of %r failed; it is tried again in a minute", type(charge).__name__)
+                delay = 60.0
+            del charge  # or this frame would keep it alive until the next visit
+            if delay is not None:
+                heapq.heappush(self._agenda, (time.monotonic() + delay, next(self._serial), reference))
+
+    def _after_fork(self) -> None:
+        watched = [item for item in self._agenda if item[2]() is not None]
+        while not self._news.empty():
+            news = self._news.get_nowait()
+            if news is not None:
+                watched.append(news)
+        self._start()
+        for due, _, charge in watched:
+            self._schedule(charge, due - time.monotonic())
+
+
+_survivors: weakref.WeakValueDictionary[int, Survivor] = weakref.WeakValueDictionary()
+
+
+def survive_fork(survivor: Survivor) -> None:
+    """Give *survivor*, held weakly, new locks in every forked child."""
+    _survivors[id(survivor)] = survivor
+
+
+def _after_fork_in_child() -> None:
+    # Registries first: the janitor, which is the oldest, would visit them at once.
+    for survivor in reversed(list(_survivors.values())):
+        survivor._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+janitor = Janitor()

@@ -1,0 +1,175 @@
+"""Leases: "I am using this", and one creation for all who ask at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent import futures
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from hygiene.closing import running_loop
+
+if TYPE_CHECKING:
+    from hygiene.registry import Registry
+
+__all__ = ["MISSING", "Flight", "Lease"]
+
+V = TypeVar("V")
+
+MISSING: Any = object()
+"""What a look-up finds where there is nothing, since ``None`` is a value."""
+
+
+class Lease(Generic[V]):
+    """
+    "I am using this": while one is entered, its entry neither evicts nor expires. See `Registry.lease`.
+
+    Good for one ``with`` or ``async with``; another use needs another lease.
+    """
+
+    __slots__ = ("_create", "_key", "_registry", "_state")
+
+    def __init__(self, registry: Registry[Any, V], key: Any, create: Callable[[], Any] | None) -> None:
+        self._registry = registry
+        self._key = key
+        self._create = create
+        self._state = "new"
+
+    def __enter__(self) -> V:
+        self._begin()
+        registry, key = self._registry, self._key
+        while True:
+            value = registry._pin(key)
+            if value is not MISSING:
+                break
+            create = self._creator()
+            flight, mine = self._board()
+            if not mine:
+                flight.wait_here(key)
+                continue
+            with flight.flown_by(registry, key):
+                made = create()
+                if isinstance(made, Awaitable):
+                    if isinstance(made, Coroutine):
+                        made.close()
+                    raise TypeError(f"create for key {key!r} is asynchronous: use `async with` for the lease")
+                value = registry._pin_new(key, made)
+            break
+        self._state = "held"
+        return cast("V", value)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._end()
+
+    async def __aenter__(self) -> V:
+        self._begin()
+        registry, key = self._registry, self._key
+        while True:
+            value = registry._pin(key)
+            if value is not MISSING:
+                break
+            create = self._creator()
+            flight, mine = self._board()
+            if not mine:
+                await flight.wait(key)
+                continue
+            with flight.flown_by(registry, key):
+                made = create()
+                if isinstance(made, Awaitable):
+                    made = await made
+                value = registry._pin_new(key, made)
+            break
+        self._state = "held"
+        return cast("V", value)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._end()
+
+    def _begin(self) -> None:
+        if self._state != "new":
+            raise RuntimeError(f"the lease on {self._key!r} was used already; ask the registry for another one")
+        self._state = "entering"
+
+    def _end(self) -> None:
+        if self._state == "held":
+            self._state = "over"
+            self._registry._unpin(self._key)
+
+    def _creator(self) -> Callable[[], Any]:
+        registry, key = self._registry, self._key
+        # A factory, or a user's own ``__missing__``, is a way to create, too; without either this raises KeyError.
+        return self._create or (lambda: registry.__missing__(key))
+
+    def _board(self) -> tuple[Flight, bool]:
+        registry = self._registry
+        with registry._lock:
+            flight = registry._flights.get(self._key)
+            if flight is not None:
+                return flight, False
+            flight = registry._flights[self._key] = Flight()
+            return flight, True
+
+
+class Flight:
+    """One creation in progress, which others wait for instead of creating too."""
+
+    __slots__ = ("_done", "_loop", "_pilot")
+
+    def __init__(self) -> None:
+        self._loop = running_loop()
+        self._pilot = _current()
+        self._done: futures.Future[None] = futures.Future()
+        self._done.set_running_or_notify_cancel()  # so that a cancelled waiter cannot cancel it for the others
+
+    def wait_here(self, key: Any) -> None:
+        """Wait in this thread."""
+        self._refuse_self(key)
+        if self._loop is not None and self._loop is running_loop():
+            raise RuntimeError(f"{key!r} is being created by a task of this event loop: use `async with` to wait for it")
+        self._done.result()
+
+    async def wait(self, key: Any) -> None:
+        """Wait in this task."""
+        self._refuse_self(key)
+        await asyncio.wrap_future(self._done)
+
+    def _refuse_self(self, key: Any) -> None:
+        if self._pilot == _current():
+            raise RuntimeError(f"creating {key!r} asks for {key!r} itself; it would wait for ever")
+
+    def flown_by(self, registry: Registry[Any, Any], key: Any) -> _Landing:
+        return _Landing(self, registry, key)
+
+    def land(self, error: BaseException | None) -> None:
+        if isinstance(error, Exception):
+            self._done.set_exception(error)
+        else:
+            # Cancelled or interrupted is the creator's own fate: somebody who waits tries in its place.
+            self._done.set_result(None)
+
+
+class _Landing:
+    """Ends a flight, however it ends."""
+
+    __slots__ = ("_flight", "_key", "_registry")
+
+    def __init__(self, flight: Flight, registry: Registry[Any, Any], key: Any) -> None:
+        self._flight = flight
+        self._registry = registry
+        self._key = key
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with self._registry._lock:
+            if self._registry._flights.get(self._key) is self._flight:
+                del self._registry._flights[self._key]
+        self._flight.land(error)
+
+
+def _current() -> tuple[int, int]:
+    """Who is running: this task, or else this thread."""
+    loop = running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
+    return threading.get_ident(), id(task)

@@ -1,0 +1,1863 @@
+"""A dict that stays within its bounds.
+
+Theory of operation
+===================
+
+**Storage.** A `Registry` is an ``OrderedDict`` by construction, because the two things that CPython keeps for one are the
+two that a bounded dict needs: a dict's own storage in insertion order, which is what everybody sees (every iterating
+method is overridden to use the dict's order), and a C linked list beside it, which nobody sees and which is the order of
+recency. A read is then two C calls, reads never change the iteration order, and C code that reads the storage directly
+(``json``, ``orjson``, ``msgspec``) sees the true entries.
+
+**Reads take no lock.** Under the GIL each C call is atomic. A read moves the key to the recent end, then fetches the
+value; if another thread removed the entry in between, the second call says so and the read goes the slow way.
+
+**Writes.** With nothing but *maxsize* a write takes no lock either: it stores, and whoever finds the registry over its bound
+and gets the lock without waiting sweeps; the others go on. (A lock that every writer waits for is a convoy under the GIL:
+four threads reach a fifth of one thread's rate.) The sweeper looks again after letting go, so at rest the bound holds. With
+anything that must stay in step with the entries (hooks, times, bytes, busy, columns) writes take the lock, briefly.
+
+**User code runs outside the lock.** ``busy``, ``importance`` and ``getsizeof`` are asked, hooks told and values released
+with the lock free. An entry that is being asked about is taken out of the order first and looked at again afterwards: if
+it was used, leased or written meanwhile, it stays. Removed values travel out in a list, so that the last reference to a
+value (whose ``__del__`` is user code too) never dies inside. The lock is reentrant because a garbage collection may run a
+finalizer, which may use this registry, between any two lines.
+
+**Time.** Write times in write order, use times in order of use: whoever is first is due first. `_due` is a lower bound of
+the next expiry, so a read compares the clock with one number. When something is due, each operation drops at most a
+slice, and looks at its own entry by itself; the janitor does the rest.
+
+**Busy and leased** entries leave the order. In the registry's own list nothing can leave, so what is leased is moved out
+of the way to the recent end, where the end of its lease will put it anyway; where that happens too often in a row, the order
+is kept beside from then on (`LinkedOrder`). What was found busy counts as used at that moment.
+
+**Copies.** ``dict(r)`` and ``{**r}`` of a dict subclass with its own ``__iter__`` fetch ``keys()`` and then each value through
+``__getitem__``, from C. That must not count as use, and must not fail when an entry leaves halfway. See `_begin_copy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import logging
+import math
+import sys
+import threading
+import time
+import types
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from operator import length_hint
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self, TypeVar, cast, overload
+
+from hygiene.closing import Closer, Releases, running_loop
+from hygiene.errors import RegistryFull
+from hygiene.events import Cause, Entry, RegistryStats, Removal
+from hygiene.janitor import janitor, survive_fork
+from hygiene.leases import MISSING as _MISSING
+from hygiene.leases import Flight, Lease
+from hygiene.limits import Busy, Limits, Overflow, Policy
+from hygiene.recency import CachetoolsOrder, ImportanceOrder, LinkedOrder, Order
+from hygiene.sizing import sizeof
+from hygiene.units import Duration, Size, nbytes
+from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
+
+__all__ = ["Lease", "Registry", "adopt", "referenced", "retire"]
+
+logger = logging.getLogger("hygiene")
+
+K = TypeVar("K")
+V = TypeVar("V")
+D = TypeVar("D")
+
+# The registry's vocabulary: single C calls, atomic under the GIL. Those of OrderedDict keep both orders in step.
+_fetch = dict.__getitem__
+_look = dict.get
+_has = dict.__contains__
+_store = OrderedDict.__setitem__
+_take = OrderedDict.pop
+_take_oldest = OrderedDict.popitem
+_move = OrderedDict.move_to_end
+_by_recency = OrderedDict.__iter__
+_clear = OrderedDict.clear
+
+_NEVER = math.inf
+_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+# What one call does at most of the work that others left behind: under 0.2 ms on a slow machine, for a promise of 1 ms.
+_SLICE = 64
+# Leased entries met in a row at the old end before the order is kept beside: fewer cost less than that order does.
+_SKIPS = 64
+# Busy entries asked again in one sweep whether they still are.
+_POLLS = 16
+# An evicted value that only the sweep's own variables hold is about to die: nobody can ask for it again.
+_UNSHARED = 2
+
+
+# One entry on its way out: registry, key, value, cause, age, time idle, and the loop that it was put in from. A plain
+# tuple, since one is made for every entry that leaves.
+_Gone = tuple["Registry[Any, Any]", Any, Any, Cause, float | None, float | None, asyncio.AbstractEventLoop | None]
+
+
+class _Copy(NamedTuple):
+    """A ``dict(r)`` in progress: the instruction that does it, and the entries as they stood when it began."""
+
+    frame: int
+    instruction: int
+    entries: dict[Any, Any]
+
+
+class _DefaultFactory:
+    """The attribute of instances; the class has none, or ``dataclasses.asdict`` would take it for a defaultdict."""
+
+    def __get__(self, registry: Registry[Any, Any] | None, owner: type[Any]) -> Callable[[], Any] | None:
+        if registry is None:
+            raise AttributeError(f"type object {owner.__name__!r} has no attribute 'default_factory'")
+        return registry._limits.default_factory
+
+
+def referenced(entry: Entry[Any, Any]) -> bool:
+    """
+    Whether somebody besides the registry holds a reference to the entry's value: for ``busy=hygiene.referenced``.
+
+    Works for values that cannot be weakly referenced (plain dicts and lists). CPython only. Values that CPython itself
+    shares (``None``, small integers) do not count as held; other constants of the program do.
+    """
+    count = sys.getrefcount(entry.value)
+    return _ALONE < count < _IMMORTAL
+
+
+_ALONE = 3  # the registry's storage, the entry, the argument of getrefcount
+_IMMORTAL = 2**30
+
+
+class Registry(OrderedDict[K, V]):
+    """
+    A dict that stays within its bounds: what is least recently used leaves first, what is in use stays.
+
+    A true dict to everybody (``isinstance``, ``json``, ``orjson``, ``pickle``, ``copy``, ``==``, ``|``), iterated in insertion order.
+    ``r[k]``, ``get`` and ``setdefault`` count as use; ``in``, ``len``, loops, views, ``repr``, ``==`` and copies do not. A loop over it or
+    its views walks a snapshot, skips what has left, and never raises because something did. Limits combine.
+
+    An expired entry is never returned by a lookup, and the janitor drops it without anyone having to read it; until then
+    ``len`` and C code may still see it. Safe to share between threads and tasks, and after ``fork``. Hooks run in the thread
+    that caused the removal, after the lock is released, so they may use the registry; what they raise is logged and
+    counted in `stats`, not passed to the writer.
+
+    Args:
+        source: What ``dict`` takes: a mapping or pairs.
+        maxsize: Upper bound on ``len``, at least 1. ``None``: no bound.
+        max_bytes: Upper bound on the estimated bytes of the values: a number, or text such as ``"64MiB"``.
+        getsizeof: Measures a value in bytes; the default is `hygiene.sizing.sizeof`. What was read or leased may have grown in
+            place, and is measured again.
+        ttl: How long an entry lives after it was last *written*: seconds, a ``timedelta``, or ``"90s"``, ``"30m"``, ``"2h"``, ``"1d"``.
+        idle: How long it lives after it was last *used*.
+        policy: Who leaves first: ``"lru"`` (exact; the default, since what is used goes on being used), ``"fifo"`` (an overwrite keeps its
+            place), ``"lfu"``, ``"importance"`` (lowest first), ``"none"`` (nobody; the new is refused), or a ``cachetools.Cache`` subclass.
+        importance: For that policy: takes an `Entry`, returns a number; asked on each write, `touch` and lease exit.
+        busy: Whether an entry is in use, so that it neither evicts nor expires: a callable that takes an `Entry`, the name of an attribute
+            or method of the value (``"locked"``), or `referenced`.
+        on_evict: Told each `Removal`: a callable, or the name of a method of the owner.
+        close: Releases a value that leaves by the registry's own decision (not by ``del``, ``pop``, ``clear`` or overwriting): a
+            callable, a method's name, or ``"auto"``. An asynchronous one runs on the event loop that the value was put in from.
+        overflow: When everything is busy or leased: ``"grow"`` exceeds the bound and logs it, ``"raise"`` raises `RegistryFull`.
+        revive: Whether an evicted value that somebody still holds is found again, as the same object (off where *close* is given).
+        values: Converts each value that is put in; a class (or a ``partial`` of one) converts only instances of its base, so that
+            ``partial(History, maxlen=50)`` takes lists.
+        default_factory: As in ``defaultdict``; concurrent lookups get one and the same value.
+        name: What logs and reports call it.
+        timer: Returns monotonic seconds. Tests pass a `hygiene.testing.ManualClock`.
+
+    Raises:
+        ValueError: a number is out of its range, text is not understood, or two arguments contradict each other.
+        TypeError: an argument is of the wrong kind.
+    """
+
+    __slots__ = (
+        "_bound",
+        "_broom",
+        "_byte_bound",
+        "_bytes",
+        "_clocked",
+        "_closed",
+        "_copies",
+        "_counts",
+        "_due",
+        "_evicted",
+        "_flights",
+        "_held",
+        "_hits",
+        "_hook_errors",
+        "_leases",
+        "_lent",
+        "_light",
+        "_limits",
+        "_lock",
+        "_loops",
+        "_misses",
+        "_moves",
+        "_name",
+        "_order",
+        "_overflowed",
+        "_owner",
+        "_parked",
+        "_releases",
+        "_revived",
+        "_sizes",
+        "_tail",
+        "_tally",
+        "_ticks",
+        "_timer",
+        "_used",
+        "_used_in_order",
+        "_wasted",
+        "_watched",
+        "_written",
+    )
+
+
+
+    def __init__(
+        self,
+        source: Mapping[K, V] | Iterable[tuple[K, V]] = (),
+        /,
+        *,
+        maxsize: int | None = None,
+        max_bytes: Size | None = None,
+        getsizeof: Callable[[V], int] | None = None,
+        ttl: Duration | None = None,
+        idle: Duration | None = None,
+        policy: Policy = "lru",
+        importance: Callable[[Entry[K, V]], float] | None = None,
+        busy: Busy | None = None,
+        on_evict: Callable[[Removal[K, V]], Any] | str | None = None,
+        close: Closer | None = None,
+        overflow: Overflow = "grow",
+        revive: bool = True,
+        values: Callable[[Any], V] | None = None,
+        default_factory: Callable[[], V] | None = None,
+        name: str | None = None,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not hasattr(self, "_limits"):  # called again on a living dict, ``__init__`` is an update
+            self._configure(
+                Limits.of(
+                    maxsize=maxsize,
+                    max_bytes=max_bytes,
+                    getsizeof=getsizeof,
+                    ttl=ttl,
+                    idle=idle,
+                    policy=policy,
+                    importance=importance,
+                    busy=busy,
+                    on_evict=on_evict,
+                    close=close,
+                    overflow=overflow,
+                    revive=revive,
+                    values=values,
+                    default_factory=default_factory,
+                    name=name,
+                    timer=timer,
+                )
+            )
+        self.update(source)
+
+    def _configure(self, limits: Limits, owner: object | None = None) -> None:
+        self._limits = limits
+        self._name = limits.name
+        self._owner = _reference(owner)
+        self._lock = threading.RLock()
+        self._broom = threading.Lock()
+        self._bound = sys.maxsize if limits.maxsize is None else limits.maxsize
+        self._byte_bound = limits.max_bytes
+        self._bytes = 0
+        self._sizes: dict[Any, int] | None = None if limits.max_bytes is None else {}
+        self._lent: dict[Any, None] | None = None if limits.max_bytes is None else {}
+        self._leases: dict[Any, int] = {}
+        self._flights: dict[Any, Flight] = {}
+        self._tail: weakref.WeakValueDictionary[Any, Any] | None = None
+        self._copies: dict[int, _Copy] = {}
+        self._releases = None if limits.close is None else Releases(self._release_failed_hook())
+        self._loops: dict[Any, asyncio.AbstractEventLoop] = {}
+        self._counts: dict[Cause, int] = {}
+        self._ticks = itertools.repeat(None, sys.maxsize)
+        self._evicted = self._hits = self._misses = self._wasted = self._revived = self._hook_errors = 0
+        self._overflowed = self._watched = self._closed = False
+        self._parked: OrderedDict[Any, None] = OrderedDict()
+        self._order: Order | None = None
+        self._moves = limits.policy == "lru"
+        if limits.policy == "lfu":
+            import cachetools  # noqa: PLC0415 - only this policy needs it here
+
+            self._order = CachetoolsOrder(cachetools.LFUCache)
+        elif limits.policy == "importance":
+            self._order = ImportanceOrder()
+        elif not isinstance(limits.policy, str):
+            self._order = CachetoolsOrder(limits.policy)
+        elif limits.busy is not None:
+            self._order = LinkedOrder(moves=self._moves)
+        timed = limits.ttl is not None or limits.idle is not None
+        told = limits.on_evict is not None
+        if (timed or told) and not isinstance(self, _Timed):
+            # Reading an entry that has times costs more than reading one that has none, so there are two classes. Which it
+            # is, is known only here: a subclass may give the limits in its own ``__init__``.
+            self.__class__ = _timed(type(self))
+        self._timer: Callable[[], float] | None = limits.timer if isinstance(self, _Timed) else None
+        self._clocked = self._timer is not None
+        self._due = _NEVER
+        self._written: OrderedDict[Any, float] | None = OrderedDict() if limits.ttl is not None or told else None
+        self._used: OrderedDict[Any, float] | None = OrderedDict() if limits.idle is not None or told else None
+        self._held: OrderedDict[Any, tuple[float, float]] = OrderedDict()
+        self._choose_paths()
+        survive_fork(self)
+
+    def _choose_paths(self) -> None:
+        """Decide which reads and writes may go the short way: those with nothing to keep in step."""
+        own_list = _GIL and self._order is None and self._moves and self._sizes is None
+        self._used_in_order = self._order is not None or not self._moves
+        self._tally: Iterable[None] = self._ticks if own_list and not self._copies else ()
+        self._light = own_list and self._timer is None and self._plain_writes()
+
+    def _plain_writes(self) -> bool:
+        limits = self._limits
+        return limits.close is None and limits.values is None and limits.overflow == "grow"
+
+    @property
+    def owner(self) -> Any:
+        """The object whose attribute this is, held weakly where that is possible; ``None`` if there is none, or it is gone."""
+        return self._owner()
+
+    @property
+    def group(self) -> Any:
+        """The group that this is a column of, or ``None``."""
+        return None
+
+    # Reading. `_tally` counts hits: a C iterator whose length hint says how often it was asked, which is cheaper than
+    # adding one to an attribute and atomic besides. Emptied, it sends every read the general way.
+
+    def __getitem__(self, key: K) -> V:
+        for _ in self._tally:
+            try:
+                _move(self, key)
+                return _fetch(self, key)
+            except KeyError:
+                self._wasted += 1
+                break
+        return self._lookup(key)
+
+    @overload
+    def get(self, key: K, default: None = None, /) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V, /) -> V: ...
+    @overload
+    def get(self, key: K, default: D, /) -> V | D: ...
+    def get(self, key: K, default: Any = None, /) -> Any:
+        """The value of *key*, or *default*; a hit counts as use."""
+        for _ in self._tally:
+            try:
+                _move(self, key)
+                return _fetch(self, key)
+            except KeyError:
+                self._wasted += 1
+                break
+        value = self._find(key)
+        return default if value is _MISSING else value
+
+    def __contains__(self, key: object) -> bool:
+        if _has(self, key):
+            return True
+        # An evicted value that somebody holds is found by a lookup, so `if k not in locks: locks[k] = Lock()` must not
+        # make a second one.
+        return self._tail is not None and self._revive(key) is not _MISSING
+
+    def __missing__(self, key: K) -> V:
+        factory = self._limits.default_factory
+        if factory is None:
+            raise KeyError(key)
+        return cast("V", self._put(key, factory(), keep=True))
+
+    def peek(self, key: K, default: Any = None) -> Any:
+        """The value of *key*, or *default*, without counting as use; an expired entry is not there."""
+        return _look(self, key, default)
+
+    def _lookup(self, key: K) -> V:
+        if self._copies and (copied := self._copied(key, sys._getframe(2))) is not _MISSING:
+            return cast("V", copied)
+        value = self._find(key)
+        return self.__missing__(key) if value is _MISSING else cast("V", value)
+
+    def _find(self, key: Any) -> Any:
+        """The value of *key*, counted as a hit and as used; or `_MISSING`, counted as a miss."""
+        if self._clocked:
+            self._settle(key)
+        value = _look(self, key, _MISSING)
+        if value is _MISSING:
+            if self._tail is None or (value := self._revive(key)) is _MISSING:
+                self._misses += 1
+                return _MISSING
+        else:
+            self._touch(key)
+        self._hits += 1
+        if self._lent is not None:
+            self._lend(key)
+        return value
+
+    def _touch(self, key: Any) -> None:
+        """Count *key* as used, if it is here."""
+        order = self._order
+        if order is None:
+            if self._moves:
+                try:
+                    _move(self, key)
+                except KeyError:  # another thread removed it: there is nothing to keep in order
+                    return
+        elif isinstance(order, LinkedOrder):
+            if not order.touch(key):
+                self._unpark(key)
+        else:
+            with self._lock:
+                if not order.touch(key):
+                    self._unpark(key)
+        if self._clocked:
+            self._stamp_use(key)
+
+    def _stamp_use(self, key: Any) -> None:
+        """Note the time of use; registries without times have none."""
+
+    def _unpark(self, key: Any) -> None:
+        """A busy or leased entry was used: it goes back into the order, where the sweep will meet it again."""
+        order = self._order
+        with self._lock:
+            if order is not None and key not in self._leases and _has(self, key):
+                self._parked.pop(key, None)
+                order.add(key)
+
+    # Walking.
+
+    def __iter__(self) -> Iterator[K]:
+        return self._walk_keys()
+
+    def __reversed__(self) -> Iterator[K]:
+        return self._walk_keys(backwards=True)
+
+    def keys(self) -> RegistryKeys[K]:  # type: ignore[override] # a KeysView all right, but no subclass of the C one exists
+        """A live view of the keys; walking it is walking a snapshot."""
+        frame = sys._getframe(1)
+        return RegistryKeys(self, (id(frame), frame.f_lasti))
+
+    def values(self) -> RegistryValues[V]:  # type: ignore[override] # as in keys
+        """A live view of the values; walking it is walking a snapshot, and no use."""
+        return RegistryValues(self)
+
+    def items(self) -> RegistryItems[K, V]:  # type: ignore[override] # as in keys
+        """A live view of the entries; walking it is walking a snapshot, and no use."""
+        return RegistryItems(self)
+
+    def _walk_keys(self, *, backwards: bool = False) -> Iterator[K]:
+        keys = list(dict.keys(self))
+        if backwards:
+            keys.reverse()
+        for key in keys:
+            if _has(self, key):
+                yield key
+
+    def _walk_items(self, *, backwards: bool = False) -> Iterator[tuple[K, V]]:
+        keys = list(dict.keys(self))
+        if backwards:
+            keys.reverse()
+        for key in keys:
+            value = _look(self, key, _MISSING)
+            if value is not _MISSING:
+                yield key, value
+
+    def _snapshot(self) -> dict[K, V]:
+        """The entries as they stand, as a plain dict."""
+        return dict(self._walk_items())
+
+    def _begin_copy(self, frame: types.FrameType) -> list[K]:
+        """
+        Hand C code the keys, and remember the entries for its reads.
+
+        The reads that follow come from the same instruction of the same frame; `_copied` answers them from here, whatever has
+        left since, and without counting them as use. The first read from elsewhere in this thread ends it.
+        """
+        entries = self._snapshot()
+        if entries:
+            with self._lock:
+                self._copies[threading.get_ident()] = _Copy(id(frame), frame.f_lasti, entries)
+                self._choose_paths()
+        return list(entries)
+
+    def _copied(self, key: Any, frame: types.FrameType) -> Any:
+        thread = threading.get_ident()
+        copying = self._copies.get(thread)
+        if copying is None:
+            return _MISSING
+        value: Any = _MISSING
+        if (copying.frame, copying.instruction) == (id(frame), frame.f_lasti):
+            value = copying.entries.pop(key, _MISSING)
+        if value is _MISSING or not copying.entries:
+            with self._lock:
+                self._copies.pop(thread, None)
+                self._choose_paths()
+        return value
+
+    # Writing.
+
+    def __setitem__(self, key: K, value: V) -> None:
+        if self._light:
+            _store(self, key, value)
+            try:
+                _move(self, key)
+            except KeyError:  # evicted already, by a thread that inserted more than the bound meanwhile
+                return
+            if self._tail is not None:
+                self._tail.pop(key, None)
+            if len(self) > self._bound:
+                self._sweep_light()
+        else:
+            self._put(key, value)
+
+    def setdefault(self, key: K, default: Any = None, /) -> Any:
+        """The value of *key*, after putting *default* in if it has none: atomic, and counted as use."""
+        value = self._find(key)
+        return self._put(key, default, keep=True) if value is _MISSING else value
+
+    def update(self, *args: Any, **kwargs: V) -> None:
+        """As ``dict.update``; each entry is put in as by ``r[k] = v``."""
+        if len(args) == 1 and type(args[0]) is dict:
+            entries = args[0]
+        elif len(args) == 1 and isinstance(args[0], Registry):
+            entries = args[0]._snapshot()
+        else:
+            entries = dict(*args)
+        for key, value in list(entries.items()):  # as it is now: a hook, or another thread, may change the source
+            self[key] = value
+        for name, value in kwargs.items():
+            self[name] = value  # type: ignore[index] # as in dict: for keys that are strings
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override] # typeshed spells out the overloads of dict
+        self.update(other)
+        return self
+
+    def _put(self, key: Any, value: Any, *, keep: bool = False) -> Any:
+        """
+        Write an entry, or with *keep* leave a living one as it is; return the value that is now held.
+
+        What user code may refuse comes first, then the change under the lock, then the news.
+        """
+        hash(key)  # an unhashable key is refused before anything has changed
+        if self._clocked:
+            self._settle(key)
+        limits = self._limits
+        if limits.values is not None:
+            value = self._converted(value)
+        size = None if self._sizes is None else self._weigh(key, value)
+        rank = self._rank(key, value) if limits.importance is not None else 0.0
+        gone: list[_Gone] = []
+        try:
+            while True:
+                with self._lock:
+                    old = _look(self, key, _MISSING)
+                    if keep and old is not _MISSING:
+                        return old
+                    room = limits.overflow == "grow" or self._fits(key, old, size)
+                    if room:
+                        if old is not _MISSING and old is not value:
+                            gone.append(self._replaced(key, old))
+                        _store(self, key, value)
+                        self._enter(key, size, rank)
+                        if self._tail is not None:
+                            self._tail.pop(key, None)
+                        break
+                if not self._make_room(key, size or 0, gone):
+                    raise RegistryFull(
+                        f"wanted to add {key!r} to {self!s}, found it full: "
+                        f"{len(self)} of {limits.maxsize} entries, {len(self._leases)} leased, and nothing may leave. "
+                        f'Release some, raise maxsize, or use overflow="grow"',
+                        self.stats(),
+                    )
+        finally:
+            if gone:
+                self._tell(gone)
+                del gone
+        if self._over():
+            self._sweep(key)
+        if not self._watched:
+            self._be_watched()
+        if self._lent:
+            self._measure_lent()
+        return value
+
+    def _fits(self, key: Any, old: Any, size: int | None) -> bool:
+        """Whether writing *key* keeps the bounds. The lock is held."""
+        if old is _MISSING and len(self) >= self._bound:
+            return False
+        if self._byte_bound is None or size is None or self._sizes is None:
+            return True
+        return self._bytes - self._sizes.get(key, 0) + size <= self._byte_bound
+
+    def _enter(self, key: Any, size: int | None, rank: float) -> None:
+        """Give the entry that was just stored its place, its times and its weight. The lock is held."""
+        order = self._order
+        if order is None:
+            if self._moves:
+                _move(self, key)
+        elif key not in self._leases:
+            self._parked.pop(key, None)
+            if isinstance(order, ImportanceOrder):
+                order.rank(key, rank)
+            else:
+                order.add(key)
+        if size is not None:
+            self._resize(key, size)
+        if self._releases is not None:
+            loop = running_loop()
+            if loop is not None:
+                self._loops[key] = loop
+            else:
+                self._loops.pop(key, None)
+        if self._timer is not None:
+            self._stamp_write(key)
+
+    def _stamp_write(self, key: Any) -> None:
+        """Note the time of writing; registries without times have none."""
+
+    def _replaced(self, key: Any, old: Any) -> _Gone:
+        self._counts[Cause.REPLACED] = self._counts.get(Cause.REPLACED, 0) + 1
+        age, idle_for = self._times(key)
+        return self, key, old, Cause.REPLACED, age, idle_for, self._loops.get(key)
+
+    def _times(self, key: Any) -> tuple[float | None, float | None]:
+        """Seconds since *key* was written and since it was used, where they are known."""
+        return None, None
+
+    def _converted(self, value: Any) -> Any:
+        convert: Any = self._limits.values
+        kind = getattr(convert, "func", convert)
+        if isinstance(kind, type):
+            if isinstance(value, kind):
+                return value
+            for base in (list, dict, set):
+                if issubclass(kind, base) and not isinstance(value, base):
+                    return value
+        return convert(value)
+
+    # Removing.
+
+    def __delitem__(self, key: K) -> None:
+        self._remove(key)
+
+    @overload
+    def pop(self, key: K, /) -> V: ...
+    @overload
+    def pop(self, key: K, default: V, /) -> V: ...
+    @overload
+    def pop(self, key: K, default: D, /) -> V | D: ...
+    def pop(self, key: K, default: Any = _MISSING) -> Any:
+        """Take *key* out and return its value; it is the caller's, so it is not closed."""
+        try:
+            return self._remove(key)
+        except KeyError:
+            if default is _MISSING:
+                raise
+            return default
+
+    def popitem(self, last: bool = True) -> tuple[K, V]:
+        """Take out the entry that was inserted last, as ``dict`` does, or first."""
+        if last not in (True, False):
+            raise TypeError(f"popitem() takes last=True or last=False; found {last!r}")
+        while True:
+            key: Any = next(dict.__reversed__(self) if last else dict.__iter__(self), _MISSING)
+            if key is _MISSING:
+                raise KeyError("popitem(): the registry is empty")
+            try:
+                return key, self._remove(key)
+            except KeyError:  # another thread was faster
+                continue
+
+    def clear(self) -> None:
+        """Remove everything; the values are the caller's to release."""
+        self._empty(Cause.CLEARED)
+
+    def _remove(self, key: Any) -> Any:
+        if self._light:
+            value = _take(self, key, _MISSING)
+            if value is _MISSING:
+                value = self._take_from_tail(key)
+            return value
+        if self._clocked:
+            self._settle(key)
+        gone: list[_Gone] = []
+        try:
+            with self._lock:
+                value = _look(self, key, _MISSING)
+                if value is not _MISSING:
+                    self._discard(key, Cause.DELETED, gone)
+            return self._take_from_tail(key) if value is _MISSING else value
+        finally:
+            self._tell(gone)
+
+    def _take_from_tail(self, key: Any) -> Any:
+        value = _MISSING if self._tail is None else self._tail.pop(key, _MISSING)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def _empty(self, cause: Cause) -> None:
+        gone: list[_Gone] = []
+        with self._lock:
+            self._tail = None
+            for key in list(dict.keys(self)):
+                self._discard(key, cause, gone)
+        self._tell(gone)
+
+    def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+        """
+        The one way out: take *key* out of everything. The lock is held.
+
+        Returns whether it was here. The record goes to *gone*, which is told, and dropped, when the lock is free.
+        """
+        value = _take(self, key, _MISSING)
+        if value is _MISSING:
+            return False
+        self._forget(key, value, cause, gone)
+        return True
+
+    def _forget(self, key: Any, value: Any, cause: Cause, gone: list[_Gone]) -> None:
+        """What `_discard` does once the entry is out of the dict. The lock is held."""
+        age = idle_for = loop = None
+        if self._clocked:
+            if self._limits.on_evict is not None:
+                age, idle_for = self._times(key)
+            self._forget_times(key)
+        if self._order is not None:
+            self._order.discard(key)
+            self._parked.pop(key, None)
+        if self._sizes is not None:
+            self._resize(key, 0)
+            self._sizes.pop(key, None)
+        if self._loops:
+            loop = self._loops.pop(key, None)
+        self._counts[cause] = self._counts.get(cause, 0) + 1
+        gone.append((self, key, value, cause, age, idle_for, loop))
+        if cause in _REVIVABLE and type(value).__weakrefoffset__:
+            self._keep_tail(key, value)
+
+    def _forget_times(self, key: Any) -> None:
+        """Drop the stamps of *key*; registries without times have none."""
+
+    def _tell(self, gone: list[_Gone]) -> None:
+        """Run the hooks for what left. No lock is held; what they raise is logged and counted."""
+        for registry, key, value, cause, age, idle_for, loop in gone:
+            limits = registry._limits
+            hook = limits.on_evict
+            if hook is not None:
+                owner = registry._owner()
+                removal = Removal(key, value, cause, owner, age, idle_for)
+                try:
+                    (getattr(owner, hook) if isinstance(hook, str) else hook)(removal)
+                except Exception as error:
+                    registry._hook_failed("on_evict", key, error)
+            if registry._releases is not None and limits.close is not None and cause.ours:
+                registry._releases.start(value, limits.close, loop)
+
+    def _hook_failed(self, hook: str, key: Any, error: BaseException) -> None:
+        self._hook_errors += 1
+        logger.error(
+            "%s of registry %s raised for key %r; the entry is treated as if it had not been asked",
+            hook,
+            self._label(),
+            key,
+            exc_info=error,
+            extra={"registry": self._label(), "hook": hook},
+        )
+
+    def _release_failed_hook(self) -> Callable[[Any, BaseException], None]:
+        # Weakly: the releases outlive the registry while a loop works on them, and must not keep it alive.
+        reference = weakref.ref(self)
+
+        def failed(value: Any, error: BaseException) -> None:
+            registry = reference()
+            if registry is not None:
+                registry._hook_errors += 1
+            logger.error("closing %r failed", type(value).__name__, exc_info=error)
+
+        return failed
+
+    # Evicting.
+
+    def _over(self) -> bool:
+        return len(self) > self._bound or (self._byte_bound is not None and self._bytes > self._byte_bound)
+
+    def _sweep(self, newest: Any = _MISSING) -> None:
+        """Evict until the bounds hold. *newest* was just put in and stays."""
+        if self._light:
+            self._sweep_light()
+        else:
+            self._sweep_locked(newest)
+
+    def _sweep_locked(self, newest: Any) -> None:
+        # One thread sweeps and nobody waits for it; looking again after letting go is for those who did not.
+        while self._broom.acquire(False):
+            gone: list[_Gone] = []
+            try:
+                stuck = not self._evict_to_bounds(newest, gone)
+            finally:
+                self._broom.release()
+                self._tell(gone)
+                del gone
+            if stuck:
+                self._note_overflow()
+                return
+            if not self._over():
+                self._overflowed = False
+                return
+
+    def _sweep_light(self) -> None:
+        """
+        Evict by single C calls, without a lock.
+
+        Everybody who inserts looks afterwards, so nobody's surplus stays. Threads that look at the same moment may evict one entry more
+        than they had to, never one less.
+        """
+        bound = self._bound
+        while len(self) > bound:
+            if self._leases:
+                self._sweep_locked(_MISSING)
+                return
+            try:
+                key, value = _take_oldest(self, False)
+            except KeyError:  # others deleted meanwhile
+                return
+            if self._leases and key in self._leases:  # leased between the two lines above: the lease is right
+                _store(self, key, value)
+                continue
+            self._evicted += 1
+            if type(value).__weakrefoffset__:
+                self._keep_tail(key, value)
+
+    def _evict_to_bounds(self, newest: Any, gone: list[_Gone]) -> bool:
+        """Whether the bounds hold now. What is over goes before what is alive."""
+        if self._clocked:
+            self._expire_due(gone)
+        if self._parked:
+            self._poll_parked()
+        bound, byte_bound = self._bound, self._byte_bound
+        while (large := len(self) > bound) or (byte_bound is not None and self._bytes > byte_bound):
+            if not self._evict_one(Cause.SIZE if large else Cause.BYTES, newest, gone):
+                return False
+        return True
+
+    def _make_room(self, key: Any, size: int, gone: list[_Gone]) -> bool:
+        """Evict one for a new entry; ``False`` if nothing may leave, or it could never fit."""
+        if self._limits.policy == "none" or (self._byte_bound is not None and size > self._byte_bound):
+            return False
+        self._poll_parked()
+        return self._evict_one(Cause.SIZE if len(self) >= self._bound else Cause.BYTES, key, gone)
+
+    def _evict_one(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
+        """Evict whoever leaves next; ``False`` if everybody is leased, busy, or *newest*."""
+        return self._evict_from_own_list(cause, newest, gone) if self._order is None else self._evict_from(cause, newest, gone)
+
+    def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
+        skipped = 0
+        with self._lock:
+            if not self._leases and len(self) > 1:  # then the oldest is not the newest
+                return self._discard_oldest(cause, gone)
+            while skipped <= len(self):
+                key = _first(lambda: _by_recency(self))
+                if key is _MISSING:
+                    return False
+                if key not in self._leases and not _same(key, newest):
+                    return self._discard(key, cause, gone)
+                _move(self, key)
+                skipped += 1
+                if skipped > _SKIPS:
+                    self._keep_order_beside()
+                    return self._evict_from(cause, newest, gone)
+        return False
+
+    def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
+        try:
+            key, value = _take_oldest(self, False)
+        except KeyError:  # others deleted meanwhile
+            return False
+        self._forget(key, value, cause, gone)
+        return True
+
+    def _keep_order_beside(self) -> None:
+        """So many are leased that stepping over them costs more than an order without them. The lock is held."""
+        order = LinkedOrder(moves=self._moves)
+        for key in list(_by_recency(self)):
+            if key in self._leases:
+                self._parked[key] = None
+            else:
+                order.add(key)
+        if self._used is not None:
+            for key in list(_by_recency(self)):
+                if key in self._used:
+                    self._used.move_to_end(key)
+        self._order = order
+        self._choose_paths()
+
+    def _evict_from(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
+        order = self._order
+        assert order is not None
+        spared: list[Any] = []
+        try:
+            while True:
+                with self._lock:
+                    key = self._next_in(order)
+                    if key is _MISSING:
+                        return False
+                    if _same(key, newest):
+                        spared.append(key)
+                        continue
+                    if key in self._leases:
+                        self._parked[key] = None
+                        continue
+                    if self._limits.busy is None:
+                        if self._discard(key, cause, gone):
+                            return True
+                        continue
+                # Outside the lock: the answer is user code. The key is out of the order, so nobody else asks.
+                entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
+                busy = entry.value is not _MISSING and self._is_busy(entry)
+                with self._lock:
+                    if _look(self, key, _MISSING) is not entry.value or key in order or key in self._leases:
+                        self._unpark(key)  # written, used or leased while we asked
+                    elif busy:
+                        self._parked[key] = None
+                        self._stamp_use(key)
+                    elif self._discard(key, cause, gone):
+                        return True
+        finally:
+            if spared:
+                with self._lock:
+                    for key in spared:
+                        if _has(self, key) and key not in order:
+                            order.add(key)
+
+    def _next_in(self, order: Order) -> Any:
+        try:
+            return order.pop()
+        except KeyError:
+            if not isinstance(order, CachetoolsOrder):
+                return _MISSING
+        # A cache of somebody else's may have dropped keys by itself; what it has forgotten leaves oldest first.
+        for key in list(dict.keys(self)):
+            if key not in self._parked and key not in self._leases:
+                return key
+        return _MISSING
+
+    def _poll_parked(self) -> None:
+        """Ask a few of those that were busy whether they still are, oldest first, so that they can leave again."""
+        order = self._order
+        if order is None or self._limits.busy is None:
+            return
+        for _ in range(min(_POLLS, len(self._parked))):
+            with self._lock:
+                if not self._parked:
+                    return
+                key = self._parked.popitem(last=False)[0]
+                if key in self._leases:
+                    self._parked[key] = None
+                    continue
+            entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
+            busy = entry.value is not _MISSING and self._is_busy(entry)
+            with self._lock:
+                if not _has(self, key) or key in order:
+                    continue
+                if busy:
+                    self._parked[key] = None
+                else:
+                    order.add(key)
+
+    def _is_busy(self, entry: Entry[Any, Any]) -> bool:
+        """Ask the user's *busy*. What cannot answer is treated as busy: nothing in use may be lost."""
+        busy = self._limits.busy
+        try:
+            if callable(busy):
+                return bool(busy(entry))
+            state = getattr(entry.value, busy or "", False)
+            return bool(state() if callable(state) else state)
+        except Exception as error:
+            self._hook_failed("busy", entry.key, error)
+            return True
+
+    def _rank(self, key: Any, value: Any) -> float:
+        """Ask the user's *importance*. What cannot be ranked is not lost for it."""
+        importance = self._limits.importance
+        assert importance is not None
+        try:
+            return float(importance(Entry(key, value, self._owner())))
+        except Exception as error:
+            self._hook_failed("importance", key, error)
+            return math.inf
+
+    def _note_overflow(self) -> None:
+        if not self._overflowed and self._over():
+            self._overflowed = True  # said once, until the bound holds again
+            logger.warning(
+                "registry %s exceeds its bound: %d entries, maxsize %s, and every one is busy or leased",
+                self._label(),
+                len(self),
+                self._limits.maxsize,
+                extra={"registry": self._label(), "entries": len(self), "leased": len(self._leases)},
+            )
+
+    # Evicted values that somebody still holds.
+
+    def _keep_tail(self, key: Any, value: Any) -> None:
+        """Remember an evicted value as long as others hold it. The lock is held; making a weak reference runs no user code."""
+        if not self._limits.revive or self._limits.close is not None or not type(value).__weakrefoffset__:
+            return
+        if self._tail is None:
+            self._tail = weakref.WeakValueDictionary()
+        self._tail[key] = value
+
+    def _revive(self, key: Any) -> Any:
+        """Put an evicted value that is still alive back in; `_MISSING` if there is none."""
+        tail = self._tail
+        value = _MISSING if tail is None else tail.get(key, _MISSING)
+        if value is not _MISSING:
+            value = self._put(key, value, keep=True)
+            self._revived += 1
+        return value
+
+    # Weight.
+
+    def _weigh(self, key: Any, value: Any) -> int:
+        """Ask the user's *getsizeof*; if it fails, the default estimate stands in."""
+        measure = self._limits.getsizeof
+        if measure is not None:
+            try:
+                size: object = measure(value)  # the hint says int; what comes back may be anything
+                if isinstance(size, int) and size >= 0:
+                    return size
+                raise TypeError(f"getsizeof must return bytes, a whole number of at least 0; found {size!r}")
+            except Exception as error:
+                self._hook_failed("getsizeof", key, error)
+        return sizeof(value)
+
+    def _resize(self, key: Any, size: int) -> None:
+        """Note what *key* weighs now. The lock is held."""
+        sizes = self._sizes
+        if sizes is not None:
+            self._bytes += size - sizes.get(key, 0)
+            sizes[key] = size
+
+    def _lend(self, key: Any) -> None:
+        """A value that was read may be changed in place by its reader: measure it again, later."""
+        lent = self._lent
+        assert lent is not None
+        if not lent:
+            lent[key] = None
+            self._be_watched()
+        lent[key] = None
+        if len(lent) > _SLICE:
+            self._measure_lent()
+
+    def _measure_lent(self) -> None:
+        """Measure what was read or leased since; evict if it has grown beyond the bound."""
+        lent, sizes = self._lent, self._sizes
+        if lent is None or sizes is None:
+            return
+        for _ in range(min(len(lent), 2 * _SLICE)):
+            try:
+                key = lent.popitem()[0]
+            except KeyError:
+                break
+            value = _look(self, key, _MISSING)
+            if value is _MISSING:
+                continue
+            size = self._weigh(key, value)
+            with self._lock:
+                if key in sizes and _look(self, key, _MISSING) is value:
+                    self._resize(key, size)
+            value = None
+        if self._over():
+            self._sweep()
+
+    # Time. What a registry without times skips; `_Timed` does it.
+
+    def _settle(self, key: Any) -> None:
+        """Before *key* is looked at: drop a slice of what is due, and *key* itself if its time is over."""
+
+    def _expire_due(self, gone: list[_Gone]) -> int:
+        """Drop a slice of what is due; says how many it looked at."""
+        return 0
+
+    def _be_watched(self) -> None:
+        """Have the janitor come when something falls due, unless it comes anyway."""
+        if self._lent and not self._watched:
+            self._watched = True
+            janitor.watch(self, _LENT_FOR)
+
+    def _visit(self) -> float | None:
+        self._watched = False
+        self._measure_lent()
+        return _LENT_FOR if self._lent else None
+
+    # On request.
+
+    def touch(self, key: K) -> bool:
+        """Count *key* as used, if it is here; says whether it is."""
+        if not _has(self, key):
+            return False
+        self._rerank(key)
+        self._touch(key)
+        return True
+
+    def _rerank(self, key: Any) -> None:
+        order = self._order
+        if isinstance(order, ImportanceOrder):
+            value = _look(self, key, _MISSING)
+            rank = self._rank(key, value)
+            with self._lock:
+                if _look(self, key, _MISSING) is value and key not in self._leases:
+                    self._parked.pop(key, None)
+                    order.rank(key, rank)
+
+    def evict(self, key: K) -> bool:
+        """Drop *key* as if the bound had (cause ``PRESSURE``), unless it is leased or busy; says whether it left."""
+        value = _look(self, key, _MISSING)
+        if value is _MISSING:
+            return False
+        entry: Entry[Any, Any] = Entry(key, value, self._owner())
+        del value
+        if self._limits.busy is not None and self._is_busy(entry):
+            return False
+        gone: list[_Gone] = []
+        with self._lock:
+            evicted = (
+                key not in self._leases
+                and _look(self, key, _MISSING) is entry.value
+                and self._discard(key, Cause.PRESSURE, gone)
+            )
+        self._tell(gone)
+        return evicted
+
+    def expire(self) -> int:
+        """Drop everything whose time is over, now; says how many left. (The janitor does it by itself.)"""
+        return 0
+
+    def trim(self, to: int | str) -> int:
+        """
+        Evict (cause ``PRESSURE``) down to *to*, busy and leased entries spared; says how many left.
+
+        Args:
+            to: Entries (a number), a share of the present entries (``"50%"``), or bytes (``"10MiB"``; needs *max_bytes*).
+
+        Raises:
+            ValueError: *to* is negative, not understood, or bytes are not measured here.
+        """
+        entries, size = self._target(to)
+        gone: list[_Gone] = []
+        self._expire_due(gone)
+        self._poll_parked()
+        before = len(gone)
+        while len(self) > entries or (size is not None and self._bytes > size):
+            if not self._evict_one(Cause.PRESSURE, _MISSING, gone):
+                break
+        evicted = len(gone) - before
+        self._tell(gone)
+        return evicted
+
+    def _target(self, to: int | str) -> tuple[int, int | None]:
+        wanted = 'trim(to=...) takes a number of entries, a share such as "50%", or bytes such as "10MiB"'
+        if isinstance(to, bool) or not isinstance(to, (int, str)):
+            raise TypeError(f"{wanted}; found {to!r}")
+        if isinstance(to, int):
+            if to < 0:
+                raise ValueError(f"{wanted}; found {to!r}")
+            return to, None
+        if to.strip().endswith("%"):
+            try:
+                share = float(to.strip()[:-1]) / 100
+            except ValueError:
+                share = -1.0
+            if not 0 <= share <= 1:
+                raise ValueError(f"{wanted}; found {to!r}")
+            return int(len(self) * share), None
+        if self._sizes is None:
+            raise ValueError(f"{wanted}; found {to!r} for a registry without max_bytes, which does not measure bytes")
+        return len(self), nbytes(to, "to")
+
+    @overload
+    def lease(self, key: K) -> Lease[V]: ...
+    @overload
+    def lease(self, key: K, create: Callable[[], Awaitable[V]] | Callable[[], V]) -> Lease[V]: ...
+    def lease(self, key: K, create: Callable[[], Any] | None = None) -> Lease[V]:
+        """
+        Use *key* without fear that it is evicted or expires meanwhile: ``with r.lease(key, create=factory) as value``.
+
+        Args:
+            key: The entry to hold.
+            create: Makes the value if there is none. Concurrent leases of one key call it once; if it raises, those who wait for it
+                get the same exception. Under ``async with`` it may be asynchronous. Without it the registry's
+                *default_factory* serves.
+
+        Returns:
+            A context manager, sync and async, good for one use. Leases of one key may overlap.
+
+        Raises:
+            KeyError: (on entering) there is no such entry and nothing to create it with.
+            RuntimeError: (on entering) *create* asks for the very key it is creating.
+        """
+        return Lease(self, key, create)
+
+    def _pin(self, key: Any) -> Any:
+        """Pin *key* if it is here, and count the lookup; `_MISSING` if not."""
+        while True:
+            value = self._find(key)
+            if value is _MISSING:
+                return _MISSING
+            with self._lock:
+                self._pin_row(key)
+                # Looked at after it is pinned: a sweep without a lock may just have taken it.
+                if _look(self, key, _MISSING) is value:
+                    return value
+                self._unpin_row(key)
+
+    def _pin_row(self, key: Any) -> None:
+        """One more lease on *key*. The lock is held."""
+        self._leases[key] = self._leases.get(key, 0) + 1
+
+    def _pin_new(self, key: Any, value: Any) -> Any:
+        with self._lock:
+            self._pin_row(key)  # before it is put in, so that there is no moment at which it could leave
+        try:
+            return self._put(key, value, keep=True)
+        except BaseException:
+            self._unpin(key)
+            raise
+
+    def _unpin_row(self, key: Any) -> bool:
+        """One lease less on *key*; says whether it was the last. The lock is held."""
+        count = self._leases.get(key, 0) - 1
+        if count > 0:
+            self._leases[key] = count
+            return False
+        self._leases.pop(key, None)
+        return True
+
+    def _unpin(self, key: Any) -> None:
+        with self._lock:
+            last = self._unpin_row(key)
+        if last:
+            self.touch(key)  # the end of a lease is the last moment of its use
+            if self._order is not None and _has(self, key) and key not in self._order:
+                self._unpark(key)
+            if self._lent is not None:
+                self._lent[key] = None
+                self._measure_lent()
+            if self._over():
+                self._sweep()
+            self._after_lease(key)
+
+    def _after_lease(self, key: Any) -> None:
+        """Drop what ran out of time while it was leased."""
+
+    def stats(self) -> RegistryStats:
+        """The numbers of this moment."""
+        return RegistryStats(
+            entries=len(self),
+            bytes=None if self._sizes is None else self._bytes,
+            hits=sys.maxsize - length_hint(self._ticks) - self._wasted + self._hits,
+            misses=self._misses,
+            rehydrated=self._revived,
+            evictions=MappingProxyType(self._evictions()),
+            leased=len(self._leases),
+            overflowing=max(0, len(self) - self._bound),
+            hook_errors=self._hook_errors,
+        )
+
+    def _evictions(self) -> dict[Cause, int]:
+        counts = {cause: n for cause, n in self._counts.items() if cause in _DROPPED}
+        if self._evicted:
+            counts[Cause.SIZE] = counts.get(Cause.SIZE, 0) + self._evicted
+        return counts
+
+    def close(self) -> None:
+        """
+        Remove everything (cause ``CLOSED``) and release the values; safe to call twice.
+
+        Synchronous closers have run when it returns. Asynchronous ones run on their loops; where there is none to run on, they wait
+        for `drain`, and a warning says so. The dict itself goes on working, within its bounds.
+        """
+        self._closed = True
+        self._empty(Cause.CLOSED)
+        waiting = 0 if self._releases is None else len(self._releases._waiting)
+        if waiting:
+            logger.warning(
+                "registry %s was closed with %d asynchronous releases that have no loop to run on: await its aclose() or drain()",
+                self._label(),
+                waiting,
+            )
+
+    async def aclose(self) -> None:
+        """`close`, and wait for every asynchronous release."""
+        self._closed = True
+        self._empty(Cause.CLOSED)
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Wait until every asynchronous release that was started has ended; run here those that have no loop."""
+        if self._releases is not None:
+            await self._releases.drain()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    # A dict like any other.
+
+    __eq__ = dict.__eq__
+    __ne__ = dict.__ne__
+    __hash__ = None  # type: ignore[assignment] # as in dict
+    __repr__ = dict.__repr__
+
+    def __str__(self) -> str:
+        return dict.__repr__(self)
+
+    def __or__(self, other: Any) -> Any:
+        # A plain dict: the union of two may exceed the bound.
+        return self._snapshot() | dict(other) if isinstance(other, dict) else NotImplemented
+
+    def __ror__(self, other: Any) -> Any:
+        return dict(other) | self._snapshot() if isinstance(other, dict) else NotImplemented
+
+    def move_to_end(self, key: K, last: bool = True) -> None:
+        """As ``OrderedDict.move_to_end``: change the *iteration* order. Constant time towards the end, linear to the front."""
+        with self._lock:
+            value = _fetch_raw(self, key)
+            others = [] if last else [(k, v) for k, v in self._walk_items() if not _same(k, key)]
+            recency = list(_by_recency(self)) if others else []
+            for k, v in [(key, value), *others]:
+                _take(self, k)
+                _store(self, k, v)
+            for k in recency:
+                _move(self, k)
+            if last and self._moves:
+                _move(self, key)
+
+    @classmethod
+    def fromkeys(cls, iterable: Iterable[Any], value: Any = None) -> Any:
+        """As ``dict.fromkeys``: a registry without limits."""
+        registry = cls()
+        for key in iterable:
+            registry[key] = value
+        return registry
+
+    def copy(self) -> Self:
+        """A registry with the same entries and bounds, and none of the hooks: the values belong to this one."""
+        return copy.copy(self)
+
+    def __copy__(self) -> Self:
+        limits = self._limits
+        hookless = {name: getattr(limits, name) for name in limits.given - _HOOKS}
+        twin: Self = _make(_copy_class(type(self)), Limits.of(**hookless))
+        twin.__dict__.update(self.__dict__)
+        twin.update(self)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        owner = self._owner()
+        twin: Self = _make(_copy_class(type(self)), self._limits, memo.get(id(owner)))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        for key, value in self._snapshot().items():
+            twin[copy.deepcopy(key, memo)] = copy.deepcopy(value, memo)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Hooks are code: they stay behind. Plain settings travel, so that what is loaded is bounded too.
+        limits = self._limits
+        plain = {name: getattr(limits, name) for name in limits.given - _CODE}
+        plain = {name: value for name, value in plain.items() if value is None or isinstance(value, (int, float, str))}
+        if limits.importance is not None:
+            plain.pop("policy", None)  # nobody could rank there
+        adopted = _adopted(type(self))
+        kind = Registry if adopted is not None else _copy_class(type(self))
+        return _restore, (kind, adopted, plain), self.__dict__ or None, None, iter(self._snapshot().items())
+
+    default_factory = _DefaultFactory()
+
+    def _label(self) -> str:
+        return self._name or f"of {len(self)} entries"
+
+    def _after_fork(self) -> None:
+        # Whoever held the locks, or was creating a value, is a thread that this process does not have.
+        self._lock = threading.RLock()
+        self._broom = threading.Lock()
+        self._flights = {}
+        self._copies = {}
+        self._choose_paths()
+
+
+class _Timed(Registry[K, V]):
+    """A registry whose entries have times: a read compares the clock with the next expiry."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: K) -> V:
+        for _ in self._tally:
+            timer = self._timer
+            now = timer()  # type: ignore[misc] # a timed registry has one
+            if now < self._due:
+                try:
+                    _move(self, key)
+                    used = self._used
+                    if used is not None and key in used:
+                        used[key] = now
+                    return _fetch(self, key)
+                except KeyError:
+                    pass
+            self._wasted += 1
+            break
+        return self._lookup(key)
+
+    def get(self, key: K, default: Any = None, /) -> Any:
+        """The value of *key*, or *default*; a hit counts as use."""
+        for _ in self._tally:
+            timer = self._timer
+            now = timer()  # type: ignore[misc] # a timed registry has one
+            if now < self._due:
+                try:
+                    _move(self, key)
+                    used = self._used
+                    if used is not None and key in used:
+                        used[key] = now
+                    return _fetch(self, key)
+                except KeyError:
+                    pass
+            self._wasted += 1
+            break
+        value = self._find(key)
+        return default if value is _MISSING else value
+
+    def __contains__(self, key: object) -> bool:
+        self._settle(key)
+        return super().__contains__(key)
+
+    def peek(self, key: K, default: Any = None) -> Any:
+        """The value of *key*, or *default*, without counting as use; an expired entry is not there."""
+        self._settle(key)
+        return super().peek(key, default)
+
+    def _walk_keys(self, *, backwards: bool = False) -> Iterator[K]:
+        for key in super()._walk_keys(backwards=backwards):
+            if self._now() < self._due or self._over_by(key) is None:
+                yield key
+
+    def _walk_items(self, *, backwards: bool = False) -> Iterator[tuple[K, V]]:
+        for key, value in super()._walk_items(backwards=backwards):
+            if self._now() < self._due or self._over_by(key) is None:
+                yield key, value
+
+    def touch(self, key: K) -> bool:
+        """Count *key* as used, if it is here; says whether it is."""
+        self._settle(key)
+        return super().touch(key)
+
+    def _now(self) -> float:
+        timer = self._timer
+        assert timer is not None
+        return timer()
+
+    def _settle(self, key: Any) -> None:
+        timer = self._timer
+        assert timer is not None
+        now = timer()
+        if now < self._due:
+            return
+        gone: list[_Gone] = []
+        self._expire_due(gone)
+        if now >= self._due and (cause := self._over_by(key)) is not None:
+            self._expire_one(key, cause, gone)
+        self._tell(gone)
+
+    def _over_by(self, key: Any) -> Cause | None:
+        """Why the time of *key* is over, or ``None`` if it is not; what is leased has time."""
+        if key in self._leases:
+            return None
+        now, limits = self._now(), self._limits
+        if limits.ttl is not None and self._written is not None:
+            stamp = self._written.get(key)
+            if stamp is None and key in self._held:
+                stamp = self._held[key][1]
+            if stamp is not None and now >= stamp + limits.ttl:
+                return Cause.EXPIRED
+        if limits.idle is not None and self._used is not None:
+            stamp = self._used.get(key)
+            if stamp is not None and now >= stamp + limits.idle:
+                return Cause.IDLE
+        return None
+
+    def _expire_one(self, key: Any, cause: Cause, gone: list[_Gone]) -> None:
+        """Drop *key*, unless it is busy: then its time goes on."""
+        if self._limits.busy is not None:
+            entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
+            if entry.value is not _MISSING and self._is_busy(entry):
+                with self._lock:
+                    self._hold(key, cause)
+                return
+        with self._lock:
+            if self._over_by(key) is cause:
+                self._discard(key, cause, gone)
+
+    def _expire_due(self, gone: list[_Gone]) -> int:
+        """Drop a slice of what is due; says how many it looked at."""
+        if self._now() < self._due:
+            return 0
+        looked = 0
+        if self._limits.busy is None:
+            with self._lock:
+                while looked < _SLICE and (due := self._next_due()) is not None:
+                    looked += 1
+                    self._expire_next(*due, gone)
+        else:
+            while looked < _SLICE:
+                with self._lock:
+                    due = self._next_due()
+                if due is None:
+                    break
+                looked += 1
+                self._expire_next(*due, gone)
+        return looked
+
+    def _expire_next(self, key: Any, cause: Cause, gone: list[_Gone]) -> None:
+        with self._lock:
+            if key in self._leases:
+                self._hold(key, cause)
+                return
+        self._expire_one(key, cause, gone)
+
+    def _next_due(self) -> tuple[Any, Cause] | None:
+        """Who is due; or ``None``, and then `_due` says when somebody will be. The lock is held."""
+        now, limits = self._now(), self._limits
+        soonest = _NEVER
+        if limits.ttl is not None and self._written is not None:
+            for key in self._written:
+                due = self._written[key] + limits.ttl
+                if now >= due:
+                    return key, Cause.EXPIRED
+                soonest = due
+                break
+        if self._held:
+            key, (again, stamp) = next(iter(self._held.items()))
+            if now >= again:
+                del self._held[key]
+                if self._written is not None and _has(self, key):
+                    self._written[key] = stamp  # its time is over already, so its place in the order is the first
+                    self._written.move_to_end(key, last=False)
+                return self._next_due()
+            soonest = min(soonest, again)
+        if limits.idle is not None and self._used is not None:
+            used = self._used
+            first = _first(lambda: iter(used) if self._used_in_order else _by_recency(self))
+            stamp_of_first = self._used.get(first)
+            if stamp_of_first is not None:
+                due = stamp_of_first + limits.idle
+                if now >= due:
+                    return first, Cause.IDLE
+                soonest = min(soonest, due)
+        self._due = soonest
+        return None
+
+    def _hold(self, key: Any, cause: Cause) -> None:
+        """What is in use when its time is over: look at it again later. The lock is held."""
+        if cause is Cause.IDLE:
+            self._touch(key)  # in use is used
+        elif self._written is not None and (stamp := self._written.pop(key, None)) is not None:
+            self._held[key] = (self._now() + self._slack(), stamp)
+
+    def _slack(self) -> float:
+        """How late the janitor may be: 5 % of the shortest limit or a second is promised, half of that is aimed for."""
+        limits = self._limits
+        return max(0.5, 0.025 * min(limits.ttl or _NEVER, limits.idle or _NEVER))
+
+    def _stamp_use(self, key: Any) -> None:
+        used = self._used
+        if used is not None and key in used:
+            used[key] = self._now()
+            if self._used_in_order:
+                try:
+                    used.move_to_end(key)
+                except KeyError:  # another thread removed it
+                    used.pop(key, None)
+
+    def _stamp_write(self, key: Any) -> None:
+        now = self._now()
+        if self._written is not None:
+            self._written[key] = now
+            self._written.move_to_end(key)
+            if self._held:
+                self._held.pop(key, None)
+        if self._used is not None:
+            self._used[key] = now
+            if self._used_in_order:
+                self._used.move_to_end(key)
+        if self._due == _NEVER:  # otherwise what is due next was written or used before this
+            limits = self._limits
+            self._due = now + min(limits.ttl or _NEVER, limits.idle or _NEVER)
+
+    def _forget_times(self, key: Any) -> None:
+        if self._written is not None:
+            self._written.pop(key, None)
+        if self._used is not None:
+            self._used.pop(key, None)
+        if self._held:
+            self._held.pop(key, None)
+
+    def _times(self, key: Any) -> tuple[float | None, float | None]:
+        now = self._now()
+        written = None if self._written is None else self._written.get(key)
+        if written is None and key in self._held:
+            written = self._held[key][1]
+        used = None if self._used is None else self._used.get(key)
+        return None if written is None else now - written, None if used is None else now - used
+
+    def _be_watched(self) -> None:
+        if self._due < _NEVER:
+            self._watched = True
+            janitor.watch(self, self._due - self._now())
+        super()._be_watched()
+
+    def _visit(self) -> float | None:
+        gone: list[_Gone] = []
+        while self._expire_due(gone) == _SLICE:
+            self._tell(gone)
+            gone.clear()
+            time.sleep(0)  # hand over the GIL: others have waited for a slice, not for the whole backlog
+        self._tell(gone)
+        again = super()._visit()
+        with self._lock:
+            self._watched = self._due < _NEVER
+            if self._watched:
+                delay = max(self._due - self._now(), self._slack())
+                again = delay if again is None else min(again, delay)
+            return again
+
+    def _after_lease(self, key: Any) -> None:
+        if self._over_by(key) is not None:
+            self._settle_held(key)
+
+    def _settle_held(self, key: Any) -> None:
+        gone: list[_Gone] = []
+        if (cause := self._over_by(key)) is not None:
+            self._expire_one(key, cause, gone)
+        self._tell(gone)
+
+    def expire(self) -> int:
+        """Drop everything whose time is over, now; says how many left. (The janitor does it by itself.)"""
+        expired = 0
+        while True:
+            gone: list[_Gone] = []
+            looked = self._expire_due(gone)
+            expired += len(gone)
+            self._tell(gone)
+            if not looked:
+                return expired
+
+
+def _first(keys: Callable[[], Iterator[Any]]) -> Any:
+    """The first key of an order, `_MISSING` if it is empty."""
+    while True:
+        try:
+            return next(keys(), _MISSING)
+        except RuntimeError:  # a read, which takes no lock, moved a key between the two calls
+            continue
+
+
+def _same(key: Any, other: Any) -> bool:
+    return key is other or (other is not _MISSING and bool(key == other))
+
+
+def _fetch_raw(registry: Registry[K, V], key: K) -> V:
+    value = _look(registry, key, _MISSING)
+    if value is _MISSING:
+        raise KeyError(key)
+    return value  # type: ignore[no-any-return] # what dict.get returned is a V
+
+
+def _reference(owner: object | None) -> Callable[[], Any]:
+    """A weak reference where there can be one: the owner holds the registry, and a cycle would delay both their ends."""
+    if owner is None:
+        return _nobody
+    try:
+        return weakref.ref(owner)
+    except TypeError:
+        return lambda: owner
+
+
+def _nobody() -> None:
+    return None
+
+
+_REVIVABLE = frozenset({Cause.SIZE, Cause.BYTES, Cause.PRESSURE})
+_DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.PRESSURE})
+_HOOKS = frozenset({"on_evict", "close"})
+_CODE = frozenset({"getsizeof", "importance", "values", "timer", "on_evict", "default_factory"})
+# Seconds after which a value that was read from a registry with *max_bytes* is measured again, if nothing made it sooner.
+_LENT_FOR = 1.0
+_classes: dict[tuple[type[Any], ...], type[Any]] = {}
+
+
+def _timed(kind: type[Any]) -> type[Any]:
+    """The timed twin of a registry class."""
+    if kind is Registry:
+        return _Timed
+    if (kind, _Timed) not in _classes:
+        namespace = {"__module__": kind.__module__, "__slots__": (), "_plain": kind}
+        _classes[kind, _Timed] = types.new_class(kind.__name__, (kind, _Timed), exec_body=lambda ns: ns.update(namespace))
+    return _classes[kind, _Timed]
+
+
+def _plain_class(kind: type[Any]) -> type[Any]:
+    """The class that a registry of this kind is a variant of."""
+    return Registry if kind is _Timed else kind.__dict__.get("_plain", kind)
+
+
+def _make(kind: type[Any], limits: Limits, owner: object | None = None) -> Any:
+    """An empty registry of this class, made without its ``__init__`` (a user's subclass may want arguments)."""
+    timed = any(limit is not None for limit in (limits.ttl, limits.idle, limits.on_evict))
+    kind = _plain_class(kind)
+    registry = OrderedDict.__new__(_timed(kind) if timed and not issubclass(kind, _Timed) else kind)
+    registry._configure(limits, owner)
+    return registry
+
+
+def _copy_class(kind: type[Any]) -> type[Any]:
+    """The class of a copy: that of a registry by itself, for a column of a group."""
+    adopted = _adopted(kind)
+    if adopted is not None:
+        return _adopting(adopted, Registry)
+    return next((base.__dict__["_copies_as"] for base in kind.__mro__ if "_copies_as" in base.__dict__), _plain_class(kind))
+
+
+def _restore(kind: type[Any], adopted: type[Any] | None, plain: dict[str, Any]) -> Any:
+    """Unpickle."""
+    return _make(kind if adopted is None else _adopting(adopted, kind), Limits.of(**plain))
+
+
+def _adopting(kind: type[Any], registry: type[Any]) -> type[Any]:
+    """A class that is this subclass of dict, and a registry."""
+    if kind in (dict, OrderedDict, defaultdict):
+        return registry
+    if issubclass(kind, Registry):
+        kind = _adopted(kind) or _copy_class(kind)
+        if kind is Registry:
+            return registry
+        if registry is Registry and issubclass(kind, Registry):
+            return kind
+    if (kind, registry) not in _classes:
+        namespace: dict[str, Any] = {"__module__": kind.__module__, "_adopted": kind}
+        bases: tuple[type[Any], ...] = (kind, registry)
+        if issubclass(kind, defaultdict):
+            # A defaultdict is laid out as C sees fit and cannot be a registry too: its subclass is rebuilt on one.
+            namespace |= {
+                name: value for name, value in kind.__dict__.items() if name not in {"__dict__", "__weakref__", "__slots__"}
+            }
+            bases = tuple(_adopting(base, registry) if issubclass(base, dict) else base for base in kind.__bases__)
+        try:
+            combined = types.new_class(kind.__name__, bases, exec_body=lambda ns: ns.update(namespace))
+        except TypeError as error:
+            raise TypeError(
+                f"wanted a dict, or a subclass of it that can be extended; found {kind.__qualname__}: {error}"
+            ) from error
+        if issubclass(kind, defaultdict):
+            for name, value in namespace.items():
+                if isinstance(value, types.FunctionType):
+                    setattr(combined, name, _rebound(value, combined))
+        _classes[kind, registry] = combined
+    return _classes[kind, registry]
+
+
+def _rebound(function: types.FunctionType, owner: type[Any]) -> types.FunctionType:
+    """A copy of a method whose ``super()`` means *owner*'s."""
+    closure = function.__closure__
+    if closure and "__class__" in function.__code__.co_freevars:
+        index = function.__code__.co_freevars.index("__class__")
+        closure = (*closure[:index], types.CellType(owner), *closure[index + 1 :])
+    copied = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__dict__.update(function.__dict__)
+    return copied
+
+
+def _adopted(kind: type[Any]) -> type[Any] | None:
+    """The user's class that a registry class was made from."""
+    return next((base.__dict__["_adopted"] for base in kind.__mro__ if "_adopted" in base.__dict__), None)
+
+
+def adopt(
+    source: dict[K, V],
+    limits: Limits,
+    *,
+    owner: object | None = None,
+    name: str | None = None,
+) -> Registry[K, V]:
+    """
+    A registry with the content and the behaviour of *source*: what a decorated attribute becomes.
+
+    A ``defaultdict`` keeps its factory, a user's subclass of dict its methods and attributes, in a class that is both.
+
+    Args:
+        source: The dict to take over; it is not changed.
+        limits: What the registry keeps to. Content beyond the bound leaves at once, oldest first.
+        owner: The object whose attribute it is.
+        name: What logs call it, unless *limits* name it.
+
+    Raises:
+        TypeError: the class of *source* cannot be extended.
+    """
+    registry: Registry[K, V] = _fill(_like(source, limits, owner, name, Registry), source)
+    return registry
+
+
+def _like(source: dict[Any, Any], limits: Limits, owner: object | None, name: str | None, kind: type[Any]) -> Any:
+    """An empty registry of *kind* that behaves as *source*."""
+    factory = getattr(source, "default_factory", None)
+    if factory is not None and limits.default_factory is None:
+        limits = limits.merge(default_factory=factory)
+    registry = _make(_adopting(type(source), kind), limits, owner)
+    registry._name = limits.name or name
+    registry.__dict__.update(getattr(source, "__dict__", {}))
+    return registry
+
+
+def _fill(registry: Any, source: dict[Any, Any]) -> Any:
+    """Put the entries of *source* in; a user's own ``update`` (a Counter's) would do something else with them."""
+    for key, value in source._walk_items() if isinstance(source, Registry) else list(dict.items(source)):
+        registry[key] = value
+    return registry
+
+
+def retire(registry: Registry[Any, Any]) -> None:
+    """
+    Let go of a registry whose attribute was rebound or deleted: close it, unless somebody else has taken it.
+
+    ``old, self.pending = self.pending, {}`` hands the content to whoever holds *old*; to empty it would lose what they took it
+    for. The caller holds *registry* in one local variable, and nowhere else.
+    """
+    if sys.getrefcount(registry) <= _HANDED_OVER:
+        registry.close()
+
+
+_HANDED_OVER = 3  # the caller's variable, the parameter, the argument of getrefcount

@@ -1,0 +1,29 @@
+"""Helpers for the tests of code that uses hygiene."""
+
+from __future__ import annotations
+
+__all__ = ["ManualClock"]
+
+
+class ManualClock:
+    """
+    A clock that stands still until it is told to go on: pass it as *timer*.
+
+    Args:
+        now: Seconds to begin with.
+    """
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let *seconds* pass; they cannot be negative."""
+        if seconds < 0:
+            raise ValueError(f"a monotonic clock goes forwards; found {seconds} s")
+        self.now += seconds
+
+    def __repr__(self) -> str:
+        return f"ManualClock({self.now})"
