@@ -1,0 +1,1 @@
+"""What the library costs, beside what others cost: ``python -m benchmarks registries``."""

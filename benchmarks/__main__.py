@@ -1,0 +1,117 @@
+"""``python -m benchmarks registries``: measure, and say which promises hold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.registries import FULL, LRU, QUICK, Report, Row, Sizes, run
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
+    """
+    Run what the command line asks for.
+
+    Args:
+        arguments: The command line without the program's name; ``sys.argv`` if not given.
+        sizes: Measure this much, whatever the command line says.
+
+    Returns:
+        The exit code: 0 however the measurements came out; a busy machine is no error.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure hygiene beside what others offer.")
+    parser.add_argument("suite", choices=["registries"], help="what to measure")
+    parser.add_argument("--quick", action="store_true", help="fewer entries and rounds: under a minute instead of some")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown, with ratios only")
+    options = parser.parse_args(arguments)
+    report = run(sizes or (QUICK if options.quick else FULL), lambda what: print(f"... {what}", file=sys.stderr))
+    for line in markdown(report) if options.markdown else text(report):
+        print(line)
+    if options.json is not None:
+        options.json.write_text(json.dumps(as_json(report), indent=1) + "\n")
+    return 0
+
+
+def shown(row: Row) -> str:
+    """The measured value, as far as it means something."""
+    if row.value is None:
+        return "-"
+    digits = 2 if row.unit == "x" else 0
+    return f"{row.value:,.{digits}f} {row.unit}".rstrip()
+
+
+def promised(row: Row) -> str:
+    """The limit, in words."""
+    if row.limit is None:
+        return ""
+    return f"{'at least' if row.at_least else 'at most'} {row.limit:g}"
+
+
+def verdict(row: Row) -> str:
+    """Whether the limit is kept."""
+    return {None: "", True: "met", False: "NOT MET"}[row.met]
+
+
+def text(report: Report) -> Iterator[str]:
+    """The report for a terminal."""
+    for what, found in report.nanoseconds.items():
+        yield f"\n{what} (ns an operation, and the ratio to {LRU})"
+        for name, value in sorted(found.items(), key=lambda pair: pair[1]):
+            compared = report.ratios.get(what, {}).get(name)
+            yield f"  {name:26} {value:9.1f}" + ("" if compared is None else f" {compared:7.2f}")
+    for name, reason in report.absent.items():
+        yield f"\nnot measured: {name} ({reason})"
+    yield ""
+    for row in report.rows:
+        yield f"{verdict(row):8} {row.what}: {shown(row)} {f'({promised(row)})' if row.limit is not None else ''}".rstrip()
+        if row.note:
+            yield f"{'':11}{row.note}"
+
+
+def markdown(report: Report) -> Iterator[str]:
+    """The report for the documentation."""
+    yield "| what | measured | limit | | |"
+    yield "| --- | ---: | ---: | --- | --- |"
+    for row in report.rows:
+        yield f"| {row.what} | {shown(row)} | {promised(row)} | {verdict(row)} | {row.note} |"
+    yield ""
+    operations = list(report.ratios)
+    yield f"| time against {LRU} | {' | '.join(operations)} |"
+    yield f"| --- |{' ---: |' * len(operations)}"
+    for name in dict.fromkeys(name for ratios in report.ratios.values() for name in ratios):
+        cells = [report.ratios[what].get(name) for what in operations]
+        yield f"| {name} | {' | '.join('' if cell is None else f'{cell:.2f}' for cell in cells)} |"
+    for name in report.absent:
+        yield f"| {name} | {'not installed |' * len(operations)}"
+
+
+def as_json(report: Report) -> dict[str, object]:
+    """The report for programs."""
+    versions = {}
+    for package in ("cachetools", "cachebox", "lru-dict", "expiringdict", "theine"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": versions,
+        "rows": [{**asdict(row), "met": row.met} for row in report.rows],
+        "nanoseconds": report.nanoseconds,
+        "ratios": report.ratios,
+        "absent": report.absent,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
