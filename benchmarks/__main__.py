@@ -6,12 +6,15 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.registries import FULL, LRU, QUICK, Report, Row, Sizes, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["main"]
 
@@ -27,9 +30,11 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
     Returns:
         The exit code: 0 however the measurements came out; a busy machine is no error.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure hygiene beside what others offer.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure hygiene beside what others offer."
+    )
     parser.add_argument("suite", choices=["registries"], help="what to measure")
-    parser.add_argument("--quick", action="store_true", help="fewer entries and rounds: under a minute instead of some")
+    parser.add_argument("--quick", action="store_true", help="fewer entries and rounds: a minute, not ten")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown, with ratios only")
     options = parser.parse_args(arguments)
@@ -72,7 +77,8 @@ def text(report: Report) -> Iterator[str]:
         yield f"\nnot measured: {name} ({reason})"
     yield ""
     for row in report.rows:
-        yield f"{verdict(row):8} {row.what}: {shown(row)} {f'({promised(row)})' if row.limit is not None else ''}".rstrip()
+        limit = "" if row.limit is None else f" ({promised(row)})"
+        yield f"{verdict(row):8} {row.what}: {shown(row)}{limit}"
         if row.note:
             yield f"{'':11}{row.note}"
 
@@ -91,7 +97,7 @@ def markdown(report: Report) -> Iterator[str]:
         cells = [report.ratios[what].get(name) for what in operations]
         yield f"| {name} | {' | '.join('' if cell is None else f'{cell:.2f}' for cell in cells)} |"
     for name in report.absent:
-        yield f"| {name} | {'not installed |' * len(operations)}"
+        yield f"| {name} |{' not installed |' * len(operations)}"
 
 
 def as_json(report: Report) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Who is measured, and the loops that measure them.
 
-A loop is the code that users write, with the operation spelled out in it. Each contender runs a copy of its own (`own`):
-CPython specialises bytecode for the class it meets, and a loop shared by two classes would be slow for both.
+A loop is the code that users write, with the operation spelled out in it. Each contender runs a copy of its own
+(`own`): CPython specialises bytecode for the class it meets, and a loop shared by two classes would be slow for both.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import importlib
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cachetools
 
 from hygiene.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["ABSENT", "CONTENDERS", "Contender", "Session", "own"]
 
@@ -138,9 +140,10 @@ def write_method(cache: Any, keys: Sequence[Any], values: list[Any]) -> None:
         cache.set(key, following())
 
 
-def own(loop: Callable[..., Any]) -> Callable[..., Any]:
+def own(loop: Callable[..., Any] | None) -> Callable[..., Any]:
     """A copy of *loop* with bytecode of its own, to be specialised for one contender."""
-    assert isinstance(loop, types.FunctionType)
+    if not isinstance(loop, types.FunctionType):
+        raise TypeError(f"wanted a Python function, whose bytecode can be copied; found {loop!r}")
     return types.FunctionType(loop.__code__.replace(), loop.__globals__, loop.__name__)
 
 

@@ -587,12 +587,10 @@ _forming_lock = threading.Lock()
 
 def _group_in(plan: Plan, obj: object) -> Group | None:
     """The group that the columns in place belong to."""
-    for name in plan.names:
-        for binding in _bindings(type(obj), name):
-            held = binding.place.read(obj)
-            if isinstance(held, Registry) and held.group is not None and held.group.owner is obj:
-                return cast("Group", held.group)
-            break
+    for binding in (next(_bindings(type(obj), name)) for name in plan.names):
+        held = binding.place.read(obj)
+        if isinstance(held, Registry) and held.group is not None and held.group.owner is obj:
+            return cast("Group", held.group)
     return None
 
 
@@ -641,9 +639,8 @@ class Table:
         if owner is not self.cls:
             table, source = Table(owner), Source(owner)
             type.__setattr__(owner, name, table)
-            for binding in self.bindings.values():
-                if binding.plan is not None:
-                    table.add(binding.plan, source)
+            for plan in dict.fromkeys(binding.plan for binding in self.bindings.values() if binding.plan is not None):
+                table.add(plan, source)
 
     def add(self, plan: Plan, source: Source) -> None:
         """Bound the attributes of *plan*, together with what is asked for already."""
@@ -740,10 +737,7 @@ class Table:
         def inherited(obj: Any, *args: Any, **kwargs: Any) -> Any:
             return getattr(super(cls, obj), name)(*args, **kwargs)
 
-        def bound(obj: Any, *args: Any, **kwargs: Any) -> Any:
-            return cast("Any", own).__get__(obj, type(obj))(*args, **kwargs)
-
-        forward = inherited if own is None else own if isinstance(own, types.FunctionType) else bound
+        forward: Callable[..., Any] = inherited if own is None else own
         shown: Callable[..., Any] = getattr(cls, name, inherited) if own is None else own
         method = functools.wraps(shown)(make(forward))
         setattr(method, _WRAPPED, own)
@@ -997,10 +991,10 @@ def check_attribute(cls: type, name: str, value: Any, source: Source, plan: Plan
             f"{where} is a field of a msgspec.Struct, which is filled from C. Bound the dict before it goes in"
         )
     native = value is _ABSENT or value is None or isinstance(value, (_BoundedAttribute, types.MemberDescriptorType))
+    # Of a finished dataclass it is the default, or what pydantic left there.
+    native = native or name in getattr(cls, "__dataclass_fields__", {})
     if isinstance(value, plan.family.takes):
         return
-    if _is_field(value):
-        raise plan.refusal(cls, name, value)
     if not native:
         if hasattr(type(value), "__get__") or hasattr(type(value), "__set__"):
             raise TypeError(
@@ -1018,4 +1012,4 @@ def check_attribute(cls: type, name: str, value: Any, source: Source, plan: Plan
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The end of an error message: names that look like *name*, if any."""
     near = difflib.get_close_matches(name, [n for n in names if n.isidentifier() and n != name and n[:2] != "__"], 3)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

@@ -202,6 +202,12 @@ class _Column(_Timed[Any, Any]):
             return True
         return rows._bytes - self._sizes.get(key, 0) + size <= rows._byte_bound
 
+    def _may_fit(self, key: Any, size: int | None) -> bool:
+        rows = self._rows
+        if rows._byte_bound is None or self._sizes is None or size is None:
+            return True
+        return rows._may_free(rows._bytes - self._sizes.get(key, 0) + size - rows._byte_bound, self._row(key))
+
     def _make_room(self, key: Any, size: int, gone: list[_Gone]) -> bool:
         return self._rows._make_room(self._row(key), size, gone)
 

@@ -230,7 +230,7 @@ class _Main:
                 _at_end_of_statement(sys._getframe(1), name, functools.partial(self._found, asked))
         return made
 
-    def _found(self, asked: Guard, made: Any) -> None:
+    def _found(self, asked: Guard, made: Any) -> None:  # pragma: no cover - called by a tracer, which no tracer sees
         with self._lock:
             if asked not in self._waiting:
                 return
@@ -249,7 +249,7 @@ def _at_end_of_statement(frame: FrameType, name: str, then: Callable[[Any], None
     """Call *then* with the class, when the ``class`` statement in *frame* has stored what its decorators returned."""
     before, tracer = frame.f_locals.get(name), sys.gettrace()
 
-    def trace(traced: FrameType, event: str, _: Any) -> Any:
+    def trace(traced: FrameType, event: str, _: Any) -> Any:  # pragma: no cover - no tracer sees another
         made = traced.f_locals.get(name)
         if made is before and event == "line":
             return trace  # a decorator's line

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import logging
 import math
@@ -108,7 +109,9 @@ class _Limits:
     def _check_hooks(self) -> None:
         for name in _HOOKS:
             hook = getattr(self, name)
-            if hook is not None and not callable(hook):
+            if hook is None:
+                continue
+            if not callable(hook):
                 raise TypeError(f"{name} must be a function; found {hook!r}")
             if inspect.iscoroutinefunction(hook):
                 raise TypeError(
@@ -145,6 +148,13 @@ class _Limits:
         return replace(self, **moved)
 
 
+# The thousands of histories of one registry share one. Limits with hooks are not kept: that would keep alive whatever
+# the hooks belong to.
+@functools.lru_cache(maxsize=64, typed=True)
+def _numbers(maxlen: int | None, max_tokens: int | None, max_bytes: Size | None, keep_first: int) -> _Limits:
+    return _Limits(maxlen=maxlen, max_tokens=max_tokens, max_bytes=max_bytes, keep_first=keep_first)
+
+
 _NO_LIMITS = _Limits()
 _KEYWORDS = frozenset(field.name for field in fields(_Limits))
 
@@ -175,6 +185,7 @@ class _Window:
     """All that a `History` is beside its items. Changed under its lock, unless said otherwise."""
 
     __slots__ = (
+        "era",
         "forks",
         "fresh",
         "hook_errors",
@@ -183,7 +194,6 @@ class _Window:
         "most",
         "plain",
         "scales",
-        "session",
         "summary",
         "sweeping",
         "teller",
@@ -194,16 +204,16 @@ class _Window:
     def __init__(self, limits: _Limits, summary: object = _ABSENT) -> None:
         self.limits = limits
         self.most = sys.maxsize if limits.maxlen is None else limits.maxlen
-        self.scales: list[_Scale] = []
+        self.scales: tuple[_Scale, ...] = ()
         if limits.max_tokens is not None and limits.count_tokens is not None:
-            self.scales.append(_Scale("tokens", limits.max_tokens, limits.count_tokens))
+            self.scales += (_Scale("tokens", limits.max_tokens, limits.count_tokens),)
         if limits.max_bytes is not None:
-            self.scales.append(_Scale("bytes", int(limits.max_bytes), limits.getsizeof or sizeof))
+            self.scales += (_Scale("bytes", int(limits.max_bytes), limits.getsizeof or sizeof),)
         self.telling = not (limits.on_trim is limits.summarize is None)
         self.plain = not self.telling and not self.scales
         self.summary = summary
         # Changes when the list is emptied: a summary of what was there before then comes too late.
-        self.session = object()
+        self.era = 0
         self.untold: list[Any] = []
         self.fresh = False  # something in `untold` may be told now
         self.hook_errors = 0
@@ -322,7 +332,13 @@ class History(list[T]):
         summarize: Callable[[list[T]], T | None] | None = None,
         getsizeof: Callable[[T], float] | None = None,
     ) -> None:
-        limits = _Limits(maxlen, max_tokens, count_tokens, max_bytes, keep_first, on_trim, summarize, getsizeof)
+        if count_tokens is on_trim is summarize is getsizeof is None:
+            try:
+                limits = _numbers(maxlen, max_tokens, max_bytes, keep_first)
+            except TypeError:  # also for what cannot be hashed; which is wrong is said below
+                limits = _Limits(maxlen=maxlen, max_tokens=max_tokens, max_bytes=max_bytes, keep_first=keep_first)
+        else:
+            limits = _Limits(maxlen, max_tokens, count_tokens, max_bytes, keep_first, on_trim, summarize, getsizeof)
         if self:
             History.clear(self)
         if limits != _NO_LIMITS:
@@ -562,7 +578,7 @@ class History(list[T]):
             scale.total = sum(scale.weights)
         if not len(self) and window.limits.summarize is not None:
             # Emptied: another conversation begins. What was not yet summarized belongs to the last one.
-            window.session, window.untold, window.fresh = object(), [], False
+            window.era, window.untold, window.fresh = window.era + 1, [], False
         return result
 
     def _weigh(self, items: Iterable[T]) -> list[list[int]]:
@@ -655,27 +671,27 @@ class History(list[T]):
                 return
             gone = []
             told: list[T] | None = None
-            session: object = None
+            era = 0
             try:
                 if window.sweeping:
                     return
                 gone = self._trim(window.most)
                 if window.fresh and window.teller is None:
                     told, window.untold, window.fresh = window.untold, [], False
-                    session, window.teller = window.session, threading.get_ident()
+                    era, window.teller = window.era, threading.get_ident()
             finally:
                 lock.release()
             del gone
             if told is not None:
                 try:
-                    self._tell(told, session)
+                    self._tell(told, era)
                 finally:
                     with window.broom():
                         window.teller = None
             elif len(self) <= window.most:
                 return
 
-    def _tell(self, dropped: list[T], session: object) -> None:
+    def _tell(self, dropped: list[T], era: int) -> None:
         limits = self._hygiene.limits
         count = len(dropped)
         try:
@@ -693,14 +709,14 @@ class History(list[T]):
             self._failed("%s failed, and what it was handed is gone: %d of the oldest items", what, count, error=error)
             return
         if summary is not None:
-            self._place(summary, session)
+            self._place(summary, era)
 
-    def _place(self, summary: T, session: object) -> None:
+    def _place(self, summary: T, era: int) -> None:
         window = self._hygiene
         weighed = self._weigh([summary])
         with window.broom():
             self._align()
-            if window.session is not session:
+            if window.era != era:
                 return
             keep, head = window.limits.keep_first, self._head()
             hopeless, held = None, False

@@ -45,16 +45,19 @@ class Lease(Generic[V]):
                 break
             create = self._creator()
             flight, mine = self._board()
-            if not mine:
-                flight.wait_here(key)
-                continue
-            with flight.flown_by(registry, key):
-                made = create()
-                if isinstance(made, Awaitable):
-                    if isinstance(made, Coroutine):
-                        made.close()
-                    raise TypeError(f"create for key {key!r} is asynchronous: use `async with` for the lease")
-                value = registry._pin_new(key, made)
+            try:
+                if not mine:
+                    flight.wait_here(key)
+                    continue
+                with flight.flown_by(registry, key):
+                    made = create()
+                    if isinstance(made, Awaitable):
+                        if isinstance(made, Coroutine):
+                            made.close()
+                        raise TypeError(f"create for key {key!r} is asynchronous: use `async with` for the lease")
+                    value = registry._pin_new(key, made)
+            finally:
+                del flight  # it holds the exception, whose traceback holds this frame
             break
         self._state = "held"
         return cast("V", value)
@@ -71,14 +74,17 @@ class Lease(Generic[V]):
                 break
             create = self._creator()
             flight, mine = self._board()
-            if not mine:
-                await flight.wait(key)
-                continue
-            with flight.flown_by(registry, key):
-                made = create()
-                if isinstance(made, Awaitable):
-                    made = await made
-                value = registry._pin_new(key, made)
+            try:
+                if not mine:
+                    await flight.wait(key)
+                    continue
+                with flight.flown_by(registry, key):
+                    made = create()
+                    if isinstance(made, Awaitable):
+                        made = await made
+                    value = registry._pin_new(key, made)
+            finally:
+                del flight  # it holds the exception, whose traceback holds this frame
             break
         self._state = "held"
         return cast("V", value)
@@ -127,12 +133,18 @@ class Flight:
         self._refuse_self(key)
         if self._loop is not None and self._loop is running_loop():
             raise RuntimeError(f"{key!r} is being created by a task of this event loop: use `async with` to wait for it")
-        self._done.result()
+        try:
+            self._done.result()
+        finally:
+            del self  # as in `Lease.__enter__`
 
     async def wait(self, key: Any) -> None:
         """Wait in this task."""
         self._refuse_self(key)
-        await asyncio.wrap_future(self._done)
+        try:
+            await asyncio.wrap_future(self._done)
+        finally:
+            del self  # as in `Lease.__enter__`
 
     def _refuse_self(self, key: Any) -> None:
         if self._pilot == _current():

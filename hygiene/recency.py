@@ -27,6 +27,7 @@ class Order(Protocol):
 
     def touch(self, key: Hashable) -> bool:
         """Count *key* as used; ``False`` if it is not in the order."""
+        ...
 
     def add(self, key: Hashable) -> None:
         """Put *key* in, as just used; if it is in already, count the write."""
@@ -110,6 +111,7 @@ class ImportanceOrder:
 
     def __init__(self) -> None:
         self._ranks: dict[Hashable, tuple[float, int]] = {}
+        self._known: dict[Hashable, float] = {}  # also of what was popped, and may come back
         self._heap: list[tuple[float, int, Any]] = []
         self._serial = 0
 
@@ -117,6 +119,7 @@ class ImportanceOrder:
         """Put *key* in with this importance, or change it."""
         self._serial += 1
         self._ranks[key] = (importance, self._serial)
+        self._known[key] = importance
         heapq.heappush(self._heap, (importance, self._serial, key))
         if len(self._heap) > 2 * len(self._ranks) + 64:
             self._heap = [(*rank, key) for key, rank in self._ranks.items()]
@@ -126,12 +129,13 @@ class ImportanceOrder:
         return key in self._ranks
 
     def add(self, key: Hashable) -> None:
-        """Put *key* in as most important, unless it is ranked: the owner ranks what it knows."""
+        """Put *key* back in, as important as it was last; one that was never ranked, as most important."""
         if key not in self._ranks:
-            self.rank(key, math.inf)
+            self.rank(key, self._known.get(key, math.inf))
 
     def discard(self, key: Hashable) -> None:
         self._ranks.pop(key, None)
+        self._known.pop(key, None)
 
     def pop(self) -> Any:
         while self._heap:

@@ -107,7 +107,7 @@ class _Copy(NamedTuple):
 
     frame: int
     instruction: int
-    entries: dict[Any, Any]
+    entries: list[tuple[Any, Any]]  # last first
 
 
 class _DefaultFactory:
@@ -481,15 +481,21 @@ class Registry(OrderedDict[K, V]):
         """
         Hand C code the keys, and remember the entries for its reads.
 
-        The reads that follow come from the same instruction of the same frame; `_copied` answers them from here, whatever has
-        left since, and without counting them as use. The first read from elsewhere in this thread ends it.
+        The reads that follow come from the same instruction of the same frame, in the order of the keys; `_copied` answers them
+        from here, whatever has left since, and without counting them as use. The first other read of this thread ends it.
         """
-        entries = self._snapshot()
+        entries = list(self._walk_items())
+        keys = [key for key, _ in entries]
         if entries:
+            entries.reverse()
+            thread = threading.get_ident()
+            # What is left of a copy that failed halfway may be the last reference to its values: not inside the lock.
+            abandoned = self._copies.get(thread)
             with self._lock:
-                self._copies[threading.get_ident()] = _Copy(id(frame), frame.f_lasti, entries)
+                self._copies[thread] = _Copy(id(frame), frame.f_lasti, entries)
                 self._choose_paths()
-        return list(entries)
+            del abandoned
+        return keys
 
     def _copied(self, key: Any, frame: types.FrameType) -> Any:
         thread = threading.get_ident()
@@ -497,8 +503,8 @@ class Registry(OrderedDict[K, V]):
         if copying is None:
             return _MISSING
         value: Any = _MISSING
-        if (copying.frame, copying.instruction) == (id(frame), frame.f_lasti):
-            value = copying.entries.pop(key, _MISSING)
+        if (copying.frame, copying.instruction) == (id(frame), frame.f_lasti) and copying.entries[-1][0] is key:
+            value = copying.entries.pop()[1]
         if value is _MISSING or not copying.entries:
             with self._lock:
                 self._copies.pop(thread, None)
@@ -517,11 +523,15 @@ class Registry(OrderedDict[K, V]):
             if self._tail is not None:
                 self._tail.pop(key, None)
             if len(self) > self._bound:
-                self._sweep_light()
+                self._sweep_light(key)
         else:
             self._put(key, value)
 
-    def setdefault(self, key: K, default: Any = None, /) -> Any:
+    @overload
+    def setdefault(self: Registry[K, D | None], key: K, default: None = None) -> D | None: ...
+    @overload
+    def setdefault(self, key: K, default: V) -> V: ...
+    def setdefault(self, key: Any, default: Any = None) -> Any:
         """The value of *key*, after putting *default* in if it has none: atomic, and counted as use."""
         value = self._find(key)
         return self._put(key, default, keep=True) if value is _MISSING else value
@@ -573,9 +583,9 @@ class Registry(OrderedDict[K, V]):
                         if self._tail is not None:
                             self._tail.pop(key, None)
                         break
-                if not self._make_room(key, size or 0, gone):
+                if not self._may_fit(key, size) or not self._make_room(key, size or 0, gone):
                     raise RegistryFull(
-                        f"wanted to add {key!r} to {self!s}, found it full: "
+                        f"wanted to add {key!r} to registry {self._label()}, found it full: "
                         f"{len(self)} of {limits.maxsize} entries, {len(self._leases)} leased, and nothing may leave. "
                         f'Release some, raise maxsize, or use overflow="grow"',
                         self.stats(),
@@ -599,6 +609,26 @@ class Registry(OrderedDict[K, V]):
         if self._byte_bound is None or size is None or self._sizes is None:
             return True
         return self._bytes - self._sizes.get(key, 0) + size <= self._byte_bound
+
+    def _may_fit(self, key: Any, size: int | None) -> bool:
+        """Whether enough bytes may leave for a new value: asked before the first does, since a refusal must change nothing."""
+        if self._byte_bound is None or self._sizes is None or size is None:
+            return True
+        return self._may_free(self._bytes - self._sizes.get(key, 0) + size - self._byte_bound, key)
+
+    def _may_free(self, excess: int, newest: Any) -> bool:
+        """Whether entries besides *newest* that may leave weigh *excess* together."""
+        assert self._sizes is not None
+        for key in list(dict.keys(self)) if excess > 0 else ():
+            if key in self._leases or _same(key, newest):
+                continue
+            entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
+            if entry.value is _MISSING or (self._limits.busy is not None and self._is_busy(entry)):
+                continue
+            excess -= self._sizes.get(key, 0)
+            if excess <= 0:
+                break
+        return excess <= 0
 
     def _enter(self, key: Any, size: int | None, rank: float) -> None:
         """Give the entry that was just stored its place, its times and its weight. The lock is held."""
@@ -652,11 +682,11 @@ class Registry(OrderedDict[K, V]):
         self._remove(key)
 
     @overload
-    def pop(self, key: K, /) -> V: ...
+    def pop(self, key: K) -> V: ...
     @overload
-    def pop(self, key: K, default: V, /) -> V: ...
+    def pop(self, key: K, default: V) -> V: ...
     @overload
-    def pop(self, key: K, default: D, /) -> V | D: ...
+    def pop(self, key: K, default: D) -> V | D: ...
     def pop(self, key: K, default: Any = _MISSING) -> Any:
         """Take *key* out and return its value; it is the caller's, so it is not closed."""
         try:
@@ -796,7 +826,7 @@ class Registry(OrderedDict[K, V]):
     def _sweep(self, newest: Any = _MISSING) -> None:
         """Evict until the bounds hold. *newest* was just put in and stays."""
         if self._light:
-            self._sweep_light()
+            self._sweep_light(newest)
         else:
             self._sweep_locked(newest)
 
@@ -817,7 +847,7 @@ class Registry(OrderedDict[K, V]):
                 self._overflowed = False
                 return
 
-    def _sweep_light(self) -> None:
+    def _sweep_light(self, newest: Any = _MISSING) -> None:
         """
         Evict by single C calls, without a lock.
 
@@ -827,7 +857,7 @@ class Registry(OrderedDict[K, V]):
         bound = self._bound
         while len(self) > bound:
             if self._leases:
-                self._sweep_locked(_MISSING)
+                self._sweep_locked(newest)
                 return
             try:
                 key, value = _take_oldest(self, False)
@@ -911,7 +941,7 @@ class Registry(OrderedDict[K, V]):
         try:
             while True:
                 with self._lock:
-                    key = self._next_in(order)
+                    key = self._next_in(order, spared)
                     if key is _MISSING:
                         return False
                     if _same(key, newest):
@@ -930,6 +960,8 @@ class Registry(OrderedDict[K, V]):
                 with self._lock:
                     if _look(self, key, _MISSING) is not entry.value or key in order or key in self._leases:
                         self._unpark(key)  # written, used or leased while we asked
+                        if not _has(self, key):  # or deleted: then there is room already
+                            return True
                     elif busy:
                         self._parked[key] = None
                         self._stamp_use(key)
@@ -942,7 +974,7 @@ class Registry(OrderedDict[K, V]):
                         if _has(self, key) and key not in order:
                             order.add(key)
 
-    def _next_in(self, order: Order) -> Any:
+    def _next_in(self, order: Order, spared: list[Any]) -> Any:
         try:
             return order.pop()
         except KeyError:
@@ -950,7 +982,7 @@ class Registry(OrderedDict[K, V]):
                 return _MISSING
         # A cache of somebody else's may have dropped keys by itself; what it has forgotten leaves oldest first.
         for key in list(dict.keys(self)):
-            if key not in self._parked and key not in self._leases:
+            if key not in self._parked and key not in self._leases and key not in spared:
                 return key
         return _MISSING
 
@@ -1248,6 +1280,11 @@ class Registry(OrderedDict[K, V]):
 
     def _unpin(self, key: Any) -> None:
         with self._lock:
+            # Used until now, and noted while the lease still protects it: held for longer than *idle*, it is fresh.
+            if self._order is None:
+                self._touch(key)
+            else:
+                self._stamp_use(key)
             last = self._unpin_row(key)
         if last:
             self.touch(key)  # the end of a lease is the last moment of its use
@@ -1333,11 +1370,11 @@ class Registry(OrderedDict[K, V]):
     def __str__(self) -> str:
         return dict.__repr__(self)
 
-    def __or__(self, other: Any) -> Any:
+    def __or__(self, other: Any) -> dict[K, V]:  # type: ignore[override]
         # A plain dict: the union of two may exceed the bound.
         return self._snapshot() | dict(other) if isinstance(other, dict) else NotImplemented
 
-    def __ror__(self, other: Any) -> Any:
+    def __ror__(self, other: Any) -> dict[K, V]:  # type: ignore[override]
         return dict(other) | self._snapshot() if isinstance(other, dict) else NotImplemented
 
     def move_to_end(self, key: K, last: bool = True) -> None:

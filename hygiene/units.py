@@ -27,7 +27,8 @@ def seconds(value: object, what: str = "duration") -> float:
     Seconds in *value*, which must be positive and finite.
 
     Args:
-        value: A `Duration`: seconds, a ``timedelta``, or text such as ``"90s"``, ``"30m"``, ``"2h"``, ``"1d"`` (also ``ms`` and ``w``).
+        value: A `Duration`: seconds, a ``timedelta``, or text such as ``"90s"``, ``"30m"``, ``"2h"``, ``"1d"``
+            (also ``ms`` and ``w``).
         what: The argument's name, for the error.
 
     Raises:

@@ -1,7 +1,7 @@
 """Live views of a registry whose iteration is a walk over a snapshot.
 
-A loop over an ordinary dict raises when another thread, or the janitor, removes an entry meanwhile. These views walk the
-keys as they stood when the walk began, in one C call, and skip what has left since.
+A loop over an ordinary dict raises when another thread, or the janitor, removes an entry meanwhile. These views
+walk the keys as they stood when the walk began, in one C call, and skip what has left since.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class RegistryKeys(KeysView[K]):
 
     @property
     def mapping(self) -> MappingProxyType[K, Any]:
+        """The registry, read-only."""
         return MappingProxyType(self._mapping)
 
     def __iter__(self) -> Iterator[K]:
@@ -57,6 +58,7 @@ class RegistryValues(ValuesView[V]):
 
     @property
     def mapping(self) -> MappingProxyType[Any, V]:
+        """The registry, read-only."""
         return MappingProxyType(self._mapping)
 
     def __contains__(self, value: object) -> bool:
@@ -80,10 +82,11 @@ class RegistryItems(ItemsView[K, V]):
 
     @property
     def mapping(self) -> MappingProxyType[K, V]:
+        """The registry, read-only."""
         return MappingProxyType(self._mapping)
 
     def __contains__(self, item: object) -> bool:
-        if not isinstance(item, tuple) or len(item) != 2:
+        if not isinstance(item, tuple) or len(item) != 2:  # noqa: PLR2004 - a key and a value
             return False
         key, value = item
         missing = object()

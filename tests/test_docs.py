@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from unittest import SkipTest
@@ -45,11 +46,15 @@ def odd(text: str) -> list[str]:
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of an empty module to run a document in, away from the project's folder."""
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Name of an empty module to run a document in; what it writes to its folder it can import, as a script can."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "document", ModuleType("document"))
-    return "document"
+    yield "document"
+    written = [name for name, found in sys.modules.items() if str(tmp_path) in (getattr(found, "__file__", "") or "")]
+    for name in written:
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

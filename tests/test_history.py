@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import gzip
 import heapq
 import json
 import os
@@ -1173,6 +1174,21 @@ def test_a_deque_beside_it_does_the_same():
         target.extend(islice(count(), 50))
 
     assert list(window) == history
+
+
+def test_on_real_traffic_each_user_has_the_last_fifty_messages(real_data):
+    """221,056 messages of 17,777 users: every history ends as a deque of that length does."""
+    histories, windows = {}, {}
+
+    with gzip.open(real_data / "irc_messages.jsonl.gz") as log:
+        for line in log:
+            message = json.loads(line)
+            user, text = message["user"], message["text"]
+            histories.setdefault(user, History(maxlen=50)).append(text)
+            windows.setdefault(user, deque(maxlen=50)).append(text)
+
+    assert 17_777 == len(histories)
+    assert {user: list(window) for user, window in windows.items()} == histories
 
 
 # What CPython asks of its own lists.

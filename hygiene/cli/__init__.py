@@ -47,5 +47,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    app(args=arguments, prog_name="hygiene")
-    return 0
+    sys.exit(app(args=arguments, prog_name="hygiene"))

@@ -1,6 +1,6 @@
 """Run a script or a module with guards loaded first, as if Python had been given it."""
 
-# ruff: noqa: PTH100, PTH109, PTH110, PTH112, PTH120  # what Python puts into sys.path and __file__ is made of strings, and pathlib would tidy them
+# ruff: noqa: PTH100, PTH109, PTH112, PTH120  # what Python puts into sys.path and __file__ is made of strings, and pathlib would tidy them
 
 from __future__ import annotations
 
@@ -135,8 +135,6 @@ def _something(rest: list[str]) -> list[str]:
 def _find_script(arguments: list[str]) -> tuple[types.CodeType, _Facts]:
     """Its code and what its module is told about itself; enters it."""
     path = arguments[0]
-    if not os.path.exists(path):
-        raise InputError(f"wanted a script to run, found no file {path!r}. Check the path, or use -m for a module")
     if os.path.isdir(path) or zipfile.is_zipfile(path):
         _enter(arguments, path)
         spec = PathFinder.find_spec("__main__", [path])
@@ -149,7 +147,8 @@ def _find_script(arguments: list[str]) -> tuple[types.CodeType, _Facts]:
             code = compile(source.read(), absolute, "exec", dont_inherit=True)
     except OSError as problem:
         raise InputError(
-            f"wanted a script to run, found that {path!r} cannot be read: {problem}. Check the file"
+            f"wanted a script to run, found that {path!r} cannot be read ({problem.strerror}). "
+            "Check the path, or use -m for a module"
         ) from problem
     # Python follows a link to the script before it takes its directory.
     _enter(arguments, os.path.dirname(os.path.realpath(path)))

@@ -50,6 +50,21 @@ def test_replay_prints_a_table_and_names_broken_lines(hygiene, log):
     assert "  line 9: wanted text or a whole number in the field 'user', which is missing\n" in err
 
 
+def test_what_is_odd_in_a_log_is_summed_up(hygiene, tmp_path):
+    """After five broken lines the rest is a number; messages out of order are counted."""
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"user": 1, "ts": 50}\n' + "{\n" * 7 + '{"user": 1, "ts": 40}\n')
+
+    code, _, err = hygiene("size", path)
+
+    assert 0 == code
+    assert "7 of 9 lines could not be used" in err
+    assert "  line 6: " in err
+    assert "  line 7: " not in err
+    assert "  ... and 2 more\n" in err
+    assert "1 messages were older than one before them and counted as just as late.\n" in err
+
+
 def test_replay_as_json_is_json_alone(hygiene, log):
     """With --json standard output is one object with the counts of both bots."""
     code, out, _ = hygiene("replay", log, "--json", "--maxsize", 4, "--idle", "5m", "--history", 3)

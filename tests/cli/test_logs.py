@@ -121,6 +121,14 @@ def test_a_line_without_a_usable_time_is_broken_when_time_is_needed(write, value
     assert ([5.0, 5.0], 0) == (times(untimed), untimed.skipped)
 
 
+def test_day_and_minute_must_be_a_date_and_a_number(write):
+    """Fields of these names that hold something else are no time."""
+    log = Log(write({"user": "a", "day": "2024-01-31", "minute": 1}, {"user": "a", "day": 3, "minute": 1}), timed=True)
+
+    assert 1 == len(list(log))
+    assert "wanted a time in the fields day and minute, found 3 and 1" == log.first_skipped[0].why
+
+
 def test_a_compressed_log_that_ends_early_is_used_up_to_there(write):
     """What could be read counts; that the rest is missing is told."""
     path = write(*({"user": number, "text": os.urandom(40).hex()} for number in range(2_000)), name="log.gz")
@@ -132,6 +140,15 @@ def test_a_compressed_log_that_ends_early_is_used_up_to_there(write):
     assert 0 < found < 2_000
     assert 1 == log.skipped
     assert "cannot be read any further" in log.first_skipped[0].why
+
+
+def test_a_compressed_file_without_content_is_no_trace(write):
+    """A file that ends within its first block has no lines to tell a trace by; the error comes from reading it."""
+    path = write({"user": "ann"}, name="log.gz")
+    path.write_bytes(path.read_bytes()[:14])
+
+    with pytest.raises(InputError, match=r"found none in the 1 lines .* cannot be read any further"):
+        list(Log(path, allow_trace=True))
 
 
 def test_a_second_reading_starts_anew(write):

@@ -11,6 +11,7 @@ from random import Random
 from xml.etree import ElementTree as ET
 
 import msgspec
+import psutil
 import pytest
 
 from hygiene.cli import app as commands
@@ -162,6 +163,23 @@ def test_an_error_in_the_log_comes_out_of_the_process(tmp_path):
 
     with pytest.raises(InputError, match="wanted messages with the field 'user'"):
         replay(Job(path=str(path)))
+
+
+def test_an_interrupted_replay_leaves_no_process_behind(chat, monkeypatch):
+    """Whoever stops a replay, the process that did the work is ended with it."""
+    path, _ = chat
+    monkeypatch.setattr(replaying, "_BOOT", "import time; print('{}', flush=True); time.sleep(600)")
+    started = []
+
+    def interrupt(progress):
+        started.extend(psutil.Process().children())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(Job(path=str(path)), interrupt)
+
+    assert 1 == len(started)
+    assert not started[0].is_running()
 
 
 def test_a_worker_that_is_killed_is_told(chat, monkeypatch):

@@ -114,9 +114,24 @@ def test_the_script_sees_what_python_shows_it(folder, arguments):
     assert "__main__" in expected.stdout
 
 
+def test_a_safe_path_stays_safe(folder):
+    """With -P Python does not look for modules beside the script, and neither do we."""
+    write(folder, "app.py", "import os, sys; print(os.path.dirname(os.path.abspath(__file__)) in sys.path[:1])")
+
+    done = python(folder, "-P", "-m", "hygiene", "run", "app.py")
+
+    assert ("False\n", 0) == (done.stdout, done.returncode)
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("raise SystemExit(7)", 7), ("raise SystemExit('no')", 1), ("1 / 0", 1), ("", 0), ("import os; os._exit(9)", 9)],
+    [
+        ("raise SystemExit(7)", 7),
+        ("raise SystemExit('no')", 1),
+        ("int('x')", 1),
+        ("", 0),
+        ("import os; os._exit(9)", 9),
+    ],
 )
 def test_exit_codes_pass(folder, source, expected):
     """A script ends with its own exit code."""
@@ -167,8 +182,9 @@ def test_the_command_line_stays_out_of_the_script(folder):
     ("guards", "arguments", "message"),
     [
         (GUARDS, [], "wanted a script or a module to run, found none"),
-        (GUARDS, ["missing.py"], "found no file 'missing.py'. Check the path"),
+        (GUARDS, ["missing.py"], "'missing.py' cannot be read (No such file or directory). Check the path"),
         (GUARDS, ["-m", "missing"], "found no 'missing'"),
+        (GUARDS, ["-m", "sys"], "found none in 'sys' (built-in). Name a module written in Python"),
         (GUARDS, ["-m", "missing.part"], "'missing.part' cannot be imported"),
         (GUARDS, ["--config"], "wanted a file after --config"),
         (GUARDS, ["--verbose", "app.py"], "wanted --config or -m before the script, found '--verbose'"),

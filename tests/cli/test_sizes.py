@@ -91,6 +91,18 @@ def test_a_trace_has_no_idle_limits_and_says_what_was_measured(tmp_path):
     assert "a trace does not tell" in sizing.measured
 
 
+def test_progress_is_told(tmp_path):
+    """A long log says how far it is."""
+    path = tmp_path / "trace.txt"
+    path.write_text("".join(f"{number % 50}\n" for number in range(20_000)))
+    told = []
+
+    choose(Log(path, allow_trace=True), told.append)
+
+    assert 4 == len(told)
+    assert 0 < told[0] < told[1] < told[2] < told[3] < 1
+
+
 def test_the_sizes_in_the_table_reach_from_poor_to_best(sized):
     """The largest size shown is as good as no bound, and there is never more than a screen of them."""
     sizing = sized((f"u{minute % 700}", minute) for minute in range(2_100))

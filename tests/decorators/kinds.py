@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 import pydantic
+import pydantic.dataclasses
+import wrapt
+
+T = TypeVar("T")
 
 
 class Bot:
@@ -138,6 +142,44 @@ class PrivateModel(pydantic.BaseModel):
     @property
     def conversations(self):
         return self._conversations
+
+
+@pydantic.dataclasses.dataclass
+class PydanticData:
+    conversations: dict[int, str] = pydantic.Field(default_factory=dict)
+
+
+class OfType(Generic[T]):
+    def __init__(self):
+        self.conversations = {}
+
+
+class Wrapped:
+    """Its constructor is an object of its own, as wrapt makes them."""
+
+    conversations = None
+
+    @wrapt.decorator
+    def _logged(wrapped, instance, args, kwargs):  # noqa: N805 - the order of wrapt
+        return wrapped(*args, **kwargs)
+
+    @_logged
+    def __init__(self):
+        self.conversations = {}
+
+
+class Counting:
+    """A constructor of the base, and attributes that come and go."""
+
+    conversations = None
+
+    def __init__(self, more=1):
+        self.more = more
+        self.conversations = {}
+
+
+class CountingChild(Counting):
+    pass
 
 
 class Injected:

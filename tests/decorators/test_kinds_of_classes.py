@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import inspect
 import json
 import pickle
 import sys
@@ -60,6 +61,10 @@ ASSIGNING = {
     "PlainDefaultModel": {},
     "ValidatingModel": {},
     "ModelWithHook": {},
+    "PydanticData": {},
+    "OfType": {},
+    "Wrapped": {},
+    "CountingChild": {"more": 2},
     "Injected": {},
     "OrEmpty": {},
     "ThroughDict": {"conversations": {}},
@@ -423,3 +428,33 @@ def test_a_bare_annotation_is_bounded_below_the_decorator_that_makes_the_fields(
         conversations: dict
 
     assert NEWEST == fill(Bot({}).conversations)
+
+
+@pytest.mark.parametrize("name", ["Counting", "Slotted"])
+def test_other_attributes_are_set_and_deleted_as_ever(kinds, name):
+    """Where every assignment is looked at, most are passed on."""
+    bot = bounded_registry("conversations", maxsize=3)(getattr(kinds, name))()
+    other = "more" if name == "Counting" else "view"
+    setattr(bot, other, 5)
+
+    assert 5 == getattr(bot, other)
+
+    delattr(bot, other)
+
+    assert not hasattr(bot, other)
+    with pytest.raises(AttributeError, match=other):
+        delattr(bot, other)
+
+
+def test_the_signature_of_the_constructor_stays(kinds):
+    """For ``help()``, editors, and frameworks that inject arguments."""
+    before = inspect.signature(kinds.Counting)
+    bounded_registry("conversations", maxsize=3)(kinds.Counting)
+
+    assert before == inspect.signature(kinds.Counting)
+
+
+def test_a_decorated_attribute_says_what_it_is(kinds):
+    bounded_registry("conversations")(kinds.Bot)
+
+    assert "<bounded attribute Bot.conversations>" == repr(vars(kinds.Bot)["conversations"])

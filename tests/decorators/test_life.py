@@ -208,14 +208,20 @@ def test_a_class_of_the_program_can_die(bot_class):
     assert gone() is None
 
 
-def test_two_threads_that_assign_at_once_leave_a_bounded_dict(bot_class):
-    """Whoever comes last, what is there is bounded."""
-    bot = bounded_registry("sessions", maxsize=3)(bot_class)()
-    start = threading.Barrier(8)
+@pytest.mark.parametrize("names", [("sessions",), ("sessions", "locks")])
+def test_threads_that_assign_at_once_leave_a_bounded_dict(names):
+    """Whoever comes last, what is there is bounded, and a column is in its group."""
+
+    @bounded_registry(*names, maxsize=3)
+    class Bot:
+        def __init__(self):
+            self.sessions, self.locks = {}, {}
+
+    bot, start = Bot(), threading.Barrier(8)
 
     def assign():
         start.wait(10)
-        for _ in range(200):
+        for _ in range(100):
             bot.sessions = {key: key for key in range(5)}
 
     threads = [threading.Thread(target=assign) for _ in range(8)]
@@ -223,8 +229,9 @@ def test_two_threads_that_assign_at_once_leave_a_bounded_dict(bot_class):
         thread.start()
     for thread in threads:
         thread.join(30)
+    bot.sessions["last"] = "x"
 
-    assert [2, 3, 4] == list(bot.sessions)
+    assert [3, 4, "last"] == list(bot.sessions)
     assert isinstance(bot.sessions, Registry)
 
 

@@ -314,3 +314,16 @@ def test_depth_leaves_what_is_no_dict():
             self.tasks = {"a": 1, "b": [2], "c": {1: 1, 2: 2, 3: 3}}
 
     assert {"a": 1, "b": [2], "c": {2: 2, 3: 3}} == Store().tasks
+
+
+def test_depth_works_for_objects_that_cannot_be_weakly_referenced():
+    """``__slots__`` without ``__weakref__``."""
+
+    @bounded_registry("tasks", maxsize=2, depth=1)
+    class Slim:
+        __slots__ = ("tasks",)
+
+        def __init__(self):
+            self.tasks = {"ann": {1: 1, 2: 2, 3: 3}}
+
+    assert {"ann": {2: 2, 3: 3}} == Slim().tasks

@@ -12,7 +12,7 @@ import pytest
 
 from hygiene.testing import ManualClock
 
-PATIENCE = 20.0  # seconds: a wait that takes longer than this on the slowest machine is a deadlock
+PATIENCE = 10.0  # seconds: a wait that takes longer than this on the slowest machine is a deadlock
 
 
 def run_elsewhere(function: Callable[..., Any], *args: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from hygiene.errors import RegistryFull
 from hygiene.events import Cause, Removal
 from hygiene.registry import Registry
 from hygiene.testing import ManualClock
@@ -38,8 +37,7 @@ def test_every_cause_is_told_once_with_its_times(clock: ManualClock) -> None:
     registry["k"] = registry["l"] = 8
     for _ in range(3):
         clock.advance(30)
-        registry.get("k")
-    registry.expire()  # l: idle
+        registry.get("k")  # and l leaves, which is idle
     clock.advance(10)
     registry.expire()  # k: its ttl
     registry["m"] = 9
@@ -59,7 +57,7 @@ def test_every_cause_is_told_once_with_its_times(clock: ManualClock) -> None:
         ("e", 0, Cause.IDLE, 50, 50),
         ("x", 7, Cause.IDLE, 50, 50),
         ("y", 7, Cause.IDLE, 50, 50),
-        ("l", 8, Cause.IDLE, 90, 90),
+        ("l", 8, Cause.IDLE, 60, 60),
         ("k", 8, Cause.EXPIRED, 100, 10),
         ("m", 9, Cause.CLEARED, 0, 0),
         ("n", 9, Cause.CLOSED, 0, 0),
@@ -274,22 +272,21 @@ def test_the_last_reference_never_dies_inside_the_lock(
 
 
 def test_values_evicted_together_die_outside_the_lock(elsewhere: Elsewhere) -> None:
-    """Several values that leave in one step (here: at the end of their leases) all die with the lock free."""
+    """Several values that leave in one step (here: after others were in the way) all die with the lock free."""
     ended: list[bool] = []
-    registry: Registry[int, Any] = Registry(maxsize=1)
+    registry: Registry[int, Any] = Registry(maxsize=4)
 
     def use() -> None:
-        with registry.lease("used", lambda: 1):  # type: ignore[arg-type]
+        with registry.lease("used", lambda: 1):
             pass
 
-    leases = [registry.lease(i, lambda: Last(use, ended, elsewhere)) for i in range(4)]
+    registry.update({i: Last(use, ended, elsewhere) for i in range(4)})
+    leases = [registry.lease(i) for i in range(4)]
     for lease in leases:
         lease.__enter__()
-    for i in range(3):
-        with registry._lock:  # what had no room while the lock was taken leaves in one step later
-            leases[i].__exit__()
-    registry.trim(1)
-    leases[3].__exit__()
-    registry.clear()
+    registry.update({"x": 1, "y": 2, "z": 3})
+    for lease in leases:
+        lease.__exit__()
+    registry.update({"p": 1, "q": 2, "r": 3, "s": 4})
 
     assert [True] * 4 == ended
