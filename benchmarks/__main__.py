@@ -85,7 +85,7 @@ def text(report: Report) -> Iterator[str]:
 
 def markdown(report: Report) -> Iterator[str]:
     """The report for the documentation."""
-    yield "| what | measured | limit | | |"
+    yield "| what | measured | limit | kept | remarks |"
     yield "| --- | ---: | ---: | --- | --- |"
     for row in report.rows:
         yield f"| {row.what} | {shown(row)} | {promised(row)} | {verdict(row)} | {row.note} |"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import cachetools
 
-from hygiene.registry import Registry
+from hygiene import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

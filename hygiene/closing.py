@@ -74,10 +74,18 @@ class Releases:
         """Releases that run, or that wait for `drain`."""
         return len(self._running) + len(self._handed) + len(self._waiting)
 
-    def start(self, value: Any, close: Closer, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Release *value*, which was put in from *loop* (``None``: from plain code)."""
+    def start(
+        self, value: Any, close: Closer, loop: asyncio.AbstractEventLoop | None, *, required: bool = False
+    ) -> None:
+        """
+        Release *value*, which was put in from *loop* (``None``: from plain code).
+
+        A named method that *value* does not have is a failure if it is *required*; ``None`` has nothing to release.
+        """
         release = find_closer(value, close, prefer_async=loop is not None)
         if release is None:
+            if required and close != "auto" and value is not None:
+                self._failed(value, AttributeError(f"{type(value).__name__!r} object has no method {close!r}"))
             return
         if loop is None or loop is running_loop() or not loop.is_running():
             self._call(value, release)

@@ -5,17 +5,16 @@ Theory of operation
 **The same class.** A decorator patches the class it is given and returns it: packages instantiate their own classes,
 and compare them by identity.
 
-**Reading runs no code of ours.** What is intercepted is the *assignment*; the bounded container then sits exactly where
-the plain one would. How an assignment is seen depends on the class:
+**Reading runs no code of ours, and is as fast as before.** What is intercepted is the *assignment*; the bounded
+container then sits exactly where the plain one would.
 
-1. The constructor surely assigns the attribute: a data descriptor with ``__set__``, ``__delete__`` and no ``__get__``.
-   Nothing else about the class changes. Its one flaw: while the attribute is missing, reading it finds the descriptor
-   instead of raising ``AttributeError``. So it is used only where the code shows that nobody looks before it is there.
-2. Everything else that lives in an instance (slots, lazy attributes that code asks for with ``hasattr`` or
-   ``getattr(..., None)``, a class-level ``None``, pydantic models): one ``__setattr__`` for the class, and a look at
-   the finished instance, for constructors that go around ``__setattr__`` (attrs, frozen dataclasses, pydantic's core).
-   Reads stay as they were; each assignment to *any* attribute costs one call more.
-3. A dict in the class body is shared by all instances, so it is replaced where it is. Its own type has the ``__set__``,
+1. An attribute of instances (in ``__dict__``, in a slot, a pydantic field): one ``__setattr__`` for the class, which
+   looks out for the bounded names, and a look at the finished instance, for constructors that go around it (attrs,
+   frozen dataclasses, pydantic's core, ``self.__dict__.update``). Assigning any attribute then costs 0.3 us more.
+   A data descriptor with ``__set__`` and no ``__get__`` would leave other attributes alone, but no interpreter
+   specialises a read that passes it: 4.5, 4.2 and 3.7 times a plain read on Python 3.11, 3.12 and 3.13. And where the
+   attribute is missing, a reader would find the descriptor: ``hasattr`` would be true before the first assignment.
+2. A dict in the class body is shared by all instances, so it is replaced where it is. Its own type has a ``__set__``,
    so that an instance's own ``self.cache = {}`` is bounded as well.
 
 **Whose bound.** What a decorator asks for is a `Plan`; each class keeps a `Table` of the plans of its attributes.
@@ -27,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import dis
 import functools
 import itertools
 import sys
@@ -292,7 +290,7 @@ class Plan:
                 f"{cls.__qualname__}: attributes of one call share one life, but {', '.join(shared)} belongs to the "
                 f"class and {', '.join(own)} to each instance. Use one decorator for each kind"
             )
-        Table.of(cls).add(self, source)
+        Table.of(cls).add(self)
         return cls
 
     def merged(self, outer: Plan) -> Plan:
@@ -344,7 +342,7 @@ class Plan:
     def refusal(self, owner: object, name: str, value: object) -> TypeError:
         """The error for a value that cannot be bounded."""
         where = f"{name_of(owner)}.{name}"
-        if _is_field(value) or isinstance(value, _BoundedAttribute):
+        if _is_field(value):
             return TypeError(
                 f"{self.by} found the declaration of a field in {where}, not a value: @dataclass or @define has not "
                 f"made the class yet. Put {self.by} above it, so that it comes last"
@@ -436,8 +434,8 @@ class _InDict:
         object.__setattr__(obj, self._name, value)
 
 
-class _UnderDescriptor:
-    """The instance's ``__dict__``, with a descriptor of that name in the class."""
+class _InOwnDict:
+    """The instance's ``__dict__``, with a container of that name in the class."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -594,36 +592,14 @@ def _group_in(plan: Plan, obj: object) -> Group | None:
     return None
 
 
-class _BoundedAttribute:
-    """Sees assignments to one attribute. No ``__get__``: the instance's own value is what a reader finds."""
-
-    __slots__ = ("_binding",)
-
-    def __init__(self, binding: _Binding) -> None:
-        self._binding = binding
-
-    def __set__(self, obj: Any, value: Any) -> None:
-        self._binding.assign(obj, value, self._store)
-
-    def __delete__(self, obj: Any) -> None:
-        self._binding.remove(obj, cast("_UnderDescriptor", self._binding.place).delete)
-
-    def _store(self, obj: Any, _: str, value: Any) -> None:
-        self._binding.place.write(obj, value)
-
-    def __repr__(self) -> str:
-        return f"<bounded attribute {self._binding.table.cls.__qualname__}.{self._binding.name}>"
-
-
 class Table:
     """The bounded attributes of one class. Lives in the class, so that it goes where the class goes."""
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
         self.bindings: dict[str, _Binding] = {}
-        # The attributes whose assignments the class's __setattr__ has to look out for.
+        # The attributes that the class's __setattr__ looks out for: all but dicts of the class.
         self.intercepted: dict[str, _Binding] = {}
-        self.hooked: set[str] = set()
 
     @classmethod
     def of(cls, target: type) -> Table:
@@ -634,15 +610,14 @@ class Table:
         return table
 
     def __set_name__(self, owner: type, name: str) -> None:
-        # A class made again from this one's namespace: dataclass(slots=True) or attrs.define above the decorator. The
-        # descriptors did not come along, slots are in their place.
-        if owner is not self.cls:
-            table, source = Table(owner), Source(owner)
-            type.__setattr__(owner, name, table)
-            for plan in dict.fromkeys(binding.plan for binding in self.bindings.values() if binding.plan is not None):
-                table.add(plan, source)
+        # A class made again from this one's namespace: dataclass(slots=True) or attrs.define above the decorator. Its
+        # attributes may be slots now.
+        table = Table(owner)
+        type.__setattr__(owner, name, table)
+        for plan in dict.fromkeys(binding.plan for binding in self.bindings.values() if binding.plan is not None):
+            table.add(plan)
 
-    def add(self, plan: Plan, source: Source) -> None:
+    def add(self, plan: Plan) -> None:
         """Bound the attributes of *plan*, together with what is asked for already."""
         merged = self._merged(plan)
         found = {name: find(self.cls, name) for name in merged.names}
@@ -651,7 +626,7 @@ class Table:
         for name in merged.names:
             binding = self.bindings.get(name)
             if binding is None:
-                binding = self.bindings[name] = self._install(name, source)
+                binding = self.bindings[name] = self._install(name)
             binding.plan = merged
             if name in shared:
                 holder, value = shared[name]
@@ -665,9 +640,9 @@ class Table:
             if binding is None:
                 inherited = next(_bindings(self.cls, name), None)
                 if isinstance(find(self.cls, name)[1], (dict, list)):  # the class has one, and this object its own
-                    binding = self._intercept(_Binding(self, name, _UnderDescriptor(name)))
+                    binding = self._intercept(_Binding(self, name, _InOwnDict(name)))
                 else:
-                    binding = self._install(name, Source(self.cls))
+                    binding = self._install(name)
                 binding.plan = inherited.plan if inherited else None
                 self.bindings[name] = binding
             binding.choose(obj, merged)
@@ -683,26 +658,16 @@ class Table:
         found = [binding.plan if obj is None else binding.plan_of(obj) for binding in nearest]
         return plan.onto([earlier for earlier in found if earlier is not None], self.cls)
 
-    def _install(self, name: str, source: Source) -> _Binding:
+    def _install(self, name: str) -> _Binding:
         """Make assignments to the attribute seen; see the theory of operation."""
         cls = self.cls
         _, value = find(cls, name)
+        if isinstance(value, (dict, list)):
+            return _Binding(self, name, _InOwnDict(name))  # its own type does the rest
         if isinstance(value, types.MemberDescriptorType):
             return self._intercept(_Binding(self, name, _InSlot(value)))
-        if _is_pydantic(cls) and not isinstance(value, (dict, list)):
-            private = name in getattr(cls, "__private_attributes__", {})
-            return self._intercept(_Binding(self, name, _InPrivate(name) if private else _InDict(name)))
-        if isinstance(value, (dict, list)):
-            return _Binding(self, name, _UnderDescriptor(name))  # its own type does the rest
-        intercepted = any(name in vars(c)[_TABLE].intercepted for c in cls.__mro__ if _TABLE in vars(c))
-        if isinstance(value, _BoundedAttribute) or (
-            value is _ABSENT and not intercepted and source.always_assigned(name)
-        ):
-            binding = _Binding(self, name, _UnderDescriptor(name))
-            type.__setattr__(cls, name, _BoundedAttribute(binding))
-            self._hook("__setstate__", _restore_state)
-            return binding
-        return self._intercept(_Binding(self, name, _InDict(name)))
+        private = _is_pydantic(cls) and name in cast("Any", cls).__private_attributes__
+        return self._intercept(_Binding(self, name, _InPrivate(name) if private else _InDict(name)))
 
     def _intercept(self, binding: _Binding) -> _Binding:
         if not self.intercepted:
@@ -728,7 +693,7 @@ class Table:
         for binding in self.bindings.values():
             binding.settle(obj)
 
-    def _patch(self, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def _patch(self, name: str, make: Callable[..., Callable[..., Any]]) -> None:
         """Put a method in front of the class's own one, or of the inherited one."""
         own = vars(self.cls).get(name)
         own = getattr(own, _WRAPPED, own)  # ours, when the class was made again from a decorated one
@@ -739,20 +704,16 @@ class Table:
 
         forward: Callable[..., Any] = inherited if own is None else own
         shown: Callable[..., Any] = getattr(cls, name, inherited) if own is None else own
-        method = functools.wraps(shown)(make(forward))
+        method = functools.wraps(shown)(make(forward, own=own is not None))
         setattr(method, _WRAPPED, own)
         type.__setattr__(cls, name, method)
 
     def _hook(self, name: str, missing: Callable[..., Any] | None) -> None:
         """Look at the instance after its method *name*; *missing* does the work where there is no such method."""
-        if name in self.hooked:
-            return
-        self.hooked.add(name)
-        own = vars(self.cls).get(name)
-        exists = getattr(own, _WRAPPED, own) is not None or any(name in vars(c) for c in self.cls.__mro__[1:])
+        inherited = any(name in vars(base) for base in self.cls.__mro__[1:])
 
-        def make(forward: Callable[..., Any]) -> Callable[..., Any]:
-            call = forward if exists or missing is None else missing
+        def make(forward: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
+            call = forward if own or inherited or missing is None else missing
 
             def hooked(obj: Any, /, *args: Any, **kwargs: Any) -> Any:
                 result = call(obj, *args, **kwargs)
@@ -763,19 +724,22 @@ class Table:
 
         self._patch(name, make)
 
-    def _setattr(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _setattr(self, forward: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
         intercepted = self.intercepted
 
+        cls: Any = self.cls
+
         def __setattr__(obj: Any, name: str, value: Any, /) -> None:  # noqa: N807 - becomes that method
-            binding = intercepted.get(name)
-            if binding is None:
+            if name in intercepted:
+                intercepted[name].assign(obj, value, forward)
+            elif own:
                 forward(obj, name, value)
             else:
-                binding.assign(obj, value, forward)
+                super(cls, obj).__setattr__(name, value)  # as `forward`, at half the price: most assignments end here
 
         return __setattr__
 
-    def _delattr(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _delattr(self, forward: Callable[..., Any], *, own: bool) -> Callable[..., Any]:  # noqa: ARG002 - as _setattr
         intercepted = self.intercepted
 
         def __delattr__(obj: Any, name: str, /) -> None:  # noqa: N807 - becomes that method
@@ -812,7 +776,7 @@ def _shared(value: Any, binding: _Binding) -> Any:
         binding.assign(obj, new, lambda target, _, bounded: binding.place.write(target, bounded))
 
     def __delete__(_: Any, obj: Any) -> None:  # noqa: N807 - becomes that method
-        binding.remove(obj, cast("_UnderDescriptor", binding.place).delete)
+        binding.remove(obj, cast("_InOwnDict", binding.place).delete)
 
     def __reduce_ex__(held: Any, protocol: Any) -> Any:  # noqa: N807 - becomes that method
         # Unpickled it stands in no class body, so it is what it was before. Pickle looks up the class by its name.
@@ -837,8 +801,6 @@ def _new(kind: type, *arguments: Any) -> Any:
 
 _KNOWN = frozenset({"abc", "builtins", "collections", "typing"})  # non-Python bases that add no attributes of their own
 HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: what a class statement makes
-_BIRTH = frozenset({"__attrs_post_init__", "__init__", "__post_init__"})
-_MISSING_ASKED = frozenset({"AttributeError", "__dict__", "delattr", "getattr", "hasattr", "vars"})
 _MAGIC = ("__getattr__", "__getattribute__", "__setattr__")
 
 
@@ -847,14 +809,12 @@ class Source:
 
     def __init__(self, cls: type) -> None:
         self._cls = cls
-        self._codes = list(_codes_of(cls))
-        self._declared = set(_declared(cls))
 
     @functools.cached_property
     def mentioned(self) -> set[str]:
         """Every name that the class declares, or that its code uses or spells in a string."""
-        names = set(self._declared)
-        for _, code in self._codes:
+        names = set(_declared(self._cls))
+        for code in _codes_of(self._cls):
             names.update(code.co_names)
             names.update(text for const in code.co_consts for text in _strings(const))
         return names
@@ -875,29 +835,6 @@ class Source:
                 return True
         return False
 
-    def always_assigned(self, name: str) -> bool:
-        """Whether a constructor assigns *name*, and no code asks whether it is there."""
-        if any(hasattr(self._cls, magic) for magic in ("__getattr__",)) or self._slips_by(name):
-            return False
-        return any(
-            method in _BIRTH and name in code.co_names and _has(code, "STORE_ATTR", name)
-            for method, code in self._codes
-        )
-
-    def _slips_by(self, name: str) -> bool:
-        for _, code in self._codes:
-            named = name in code.co_names
-            spelled = any(name == text for const in code.co_consts for text in _strings(const))
-            if (named or spelled) and not _MISSING_ASKED.isdisjoint(code.co_names):
-                return True
-            if named and _has(code, "DELETE_ATTR", name):
-                return True
-        return False
-
-
-def _has(code: types.CodeType, operation: str, name: str) -> bool:
-    return any(step.opname == operation and step.argval == name for step in dis.get_instructions(code))
-
 
 def _strings(const: object) -> Iterator[str]:
     if isinstance(const, str):
@@ -907,22 +844,20 @@ def _strings(const: object) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _codes_of(cls: type) -> Iterator[tuple[str, types.CodeType]]:
-    """Name of the method and code object, for all code in *cls* and its Python bases, however wrapped."""
-    for base in cls.__mro__:
-        for method, member in list(vars(base).items()):
-            seen: set[int] = set()
-            waiting: list[Any] = [member]
-            while waiting:
-                thing = waiting.pop()
-                if id(thing) in seen:
-                    continue
-                seen.add(id(thing))
-                if isinstance(thing, types.CodeType):
-                    yield method, thing
-                    waiting.extend(const for const in thing.co_consts if isinstance(const, types.CodeType))
-                elif not isinstance(thing, type):
-                    waiting.extend(_inside(thing))
+def _codes_of(cls: type) -> Iterator[types.CodeType]:
+    """All code in *cls* and its Python bases, however wrapped."""
+    seen: set[int] = set()
+    waiting: list[Any] = [member for base in cls.__mro__ for member in list(vars(base).values())]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, types.CodeType):
+            yield thing
+            waiting.extend(const for const in thing.co_consts if isinstance(const, types.CodeType))
+        elif not isinstance(thing, type):
+            waiting.extend(_inside(thing))
 
 
 def _inside(thing: Any) -> Iterator[Any]:
@@ -990,7 +925,7 @@ def check_attribute(cls: type, name: str, value: Any, source: Source, plan: Plan
         raise TypeError(
             f"{where} is a field of a msgspec.Struct, which is filled from C. Bound the dict before it goes in"
         )
-    native = value is _ABSENT or value is None or isinstance(value, (_BoundedAttribute, types.MemberDescriptorType))
+    native = value is _ABSENT or value is None or isinstance(value, types.MemberDescriptorType)
     # Of a finished dataclass it is the default, or what pydantic left there.
     native = native or name in getattr(cls, "__dataclass_fields__", {})
     if isinstance(value, plan.family.takes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Cause", "Entry", "RegistryStats", "Removal"]
@@ -74,6 +74,8 @@ class Removal(Generic[K, V]):
     """Seconds since it was last written."""
     idle_for: float | None = None
     """Seconds since it was last used."""
+    name: str | None = field(default=None, compare=False)
+    """What the registry is called: of several attributes with one hook, the one that it left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Group:
         if column not in self._derive:
             raise ValueError(f"wanted one of the columns {', '.join(self._derive)}; found {column!r}")
         registry: _Column = _like(source, self._limits, self.rows._owner(), column, _Column)
+        if self._limits.name is not None:
+            registry._name = f"{self._limits.name}.{column}"
         registry._join(self, self._derive[column])
         self.rows._columns[column] = weakref.ref(registry)
         _fill(registry, source)
@@ -116,6 +118,11 @@ class _Rows(Registry[Any, None]):
         for column in self._present():
             column._measure_lent()
 
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        for column in self._present():  # whichever of them was given its new lock first, it is one lock
+            column._lock = self._lock
+
 
 class _Column(_Timed[Any, Any]):
     """One dict of a group. It has no limits: what needs one is asked of the rows."""
@@ -132,6 +139,7 @@ class _Column(_Timed[Any, Any]):
         self._written = self._used = None
         self._due = -math.inf
         self._clocked = True
+        self._strict = False  # a name given for several columns applies to the values that have it
 
     def _join(self, group: Group, derive: Callable[[Any], Any] | None) -> None:
         self._group = group
@@ -278,16 +286,13 @@ class _Column(_Timed[Any, Any]):
 
     def _be_watched(self) -> None:
         self._rows._be_watched()
-        Registry._be_watched(self)
-
-    def _visit(self) -> float | None:
-        return Registry._visit(self)
 
     def _note_overflow(self) -> None:
         self._rows._note_overflow()
 
-    def _poll_parked(self) -> None:
+    def _poll_parked(self, most: int = 0) -> None:
         self._rows._poll_parked()
+
 
     def evict(self, key: Any) -> bool:
         """Drop the row of *key* from every column, unless it is leased or busy; says whether it left."""

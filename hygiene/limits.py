@@ -99,6 +99,12 @@ class Limits:
             raise TypeError(
                 f"on_evict must be a callable that takes a removal, or the name of a method of the owner; found {self.on_evict!r}"
             )
+        for what in ("busy", "on_evict", "importance", "getsizeof"):
+            if inspect.iscoroutinefunction(getattr(self, what)):
+                raise TypeError(
+                    f"{what} must be an ordinary function; found {getattr(self, what)!r}, which is async, and nothing would "
+                    f"await it. Give a function that starts a task of yours; what releases a value goes to close="
+                )
         check_closer(self.close)
         if self.overflow not in ("grow", "raise"):
             raise ValueError(f'overflow must be "grow" or "raise"; found {self.overflow!r}')

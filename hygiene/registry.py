@@ -50,6 +50,7 @@ import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from operator import length_hint
+from sys import getrefcount
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self, TypeVar, cast, overload
 
@@ -93,8 +94,10 @@ _SLICE = 64
 _SKIPS = 64
 # Busy entries asked again in one sweep whether they still are.
 _POLLS = 16
-# An evicted value that only the sweep's own variables hold is about to die: nobody can ask for it again.
-_UNSHARED = 2
+# An evicted value that nobody else holds is about to die, and needs no weak reference: the references that the sweep itself
+# has, in its variables and as the argument of getrefcount.
+_SWEPT = 2
+_FORGOTTEN = 3
 
 
 # One entry on its way out: registry, key, value, cause, age, time idle, and the loop that it was put in from. A plain
@@ -126,7 +129,7 @@ def referenced(entry: Entry[Any, Any]) -> bool:
     Works for values that cannot be weakly referenced (plain dicts and lists). CPython only. Values that CPython itself
     shares (``None``, small integers) do not count as held; other constants of the program do.
     """
-    count = sys.getrefcount(entry.value)
+    count = getrefcount(entry.value)
     return _ALONE < count < _IMMORTAL
 
 
@@ -204,9 +207,11 @@ class Registry(OrderedDict[K, V]):
         "_overflowed",
         "_owner",
         "_parked",
+        "_reads",
         "_releases",
         "_revived",
         "_sizes",
+        "_strict",
         "_tail",
         "_tally",
         "_ticks",
@@ -217,8 +222,6 @@ class Registry(OrderedDict[K, V]):
         "_watched",
         "_written",
     )
-
-
 
     def __init__(
         self,
@@ -242,6 +245,11 @@ class Registry(OrderedDict[K, V]):
         name: str | None = None,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
+        if isinstance(on_evict, str):
+            raise ValueError(
+                f"on_evict={on_evict!r} names a method of the owner, the object whose attribute a decorator bounds; "
+                "a registry made by itself has none. Pass the method"
+            )
         if not hasattr(self, "_limits"):  # called again on a living dict, ``__init__`` is an update
             self._configure(
                 Limits.of(
@@ -284,8 +292,10 @@ class Registry(OrderedDict[K, V]):
         self._loops: dict[Any, asyncio.AbstractEventLoop] = {}
         self._counts: dict[Cause, int] = {}
         self._ticks = itertools.repeat(None, sys.maxsize)
-        self._evicted = self._hits = self._misses = self._wasted = self._revived = self._hook_errors = 0
+        self._evicted = itertools.repeat(None, sys.maxsize)  # counts as `_tally` does
+        self._reads = self._hits = self._misses = self._wasted = self._revived = self._hook_errors = 0
         self._overflowed = self._watched = self._closed = False
+        self._strict = True  # a name given for *busy* or *close* that no value has must not go unseen
         self._parked: OrderedDict[Any, None] = OrderedDict()
         self._order: Order | None = None
         self._moves = limits.policy == "lru"
@@ -773,9 +783,9 @@ class Registry(OrderedDict[K, V]):
         if self._loops:
             loop = self._loops.pop(key, None)
         self._counts[cause] = self._counts.get(cause, 0) + 1
-        gone.append((self, key, value, cause, age, idle_for, loop))
-        if cause in _REVIVABLE and type(value).__weakrefoffset__:
+        if cause in _REVIVABLE and type(value) not in _STRONG and getrefcount(value) > _FORGOTTEN:
             self._keep_tail(key, value)
+        gone.append((self, key, value, cause, age, idle_for, loop))
 
     def _forget_times(self, key: Any) -> None:
         """Drop the stamps of *key*; registries without times have none."""
@@ -787,13 +797,13 @@ class Registry(OrderedDict[K, V]):
             hook = limits.on_evict
             if hook is not None:
                 owner = registry._owner()
-                removal = Removal(key, value, cause, owner, age, idle_for)
+                removal = Removal(key, value, cause, owner, age, idle_for, registry._name)
                 try:
                     (getattr(owner, hook) if isinstance(hook, str) else hook)(removal)
                 except Exception as error:
                     registry._hook_failed("on_evict", key, error)
             if registry._releases is not None and limits.close is not None and cause.ours:
-                registry._releases.start(value, limits.close, loop)
+                registry._releases.start(value, limits.close, loop, required=registry._strict)
 
     def _hook_failed(self, hook: str, key: Any, error: BaseException) -> None:
         self._hook_errors += 1
@@ -854,20 +864,20 @@ class Registry(OrderedDict[K, V]):
         Everybody who inserts looks afterwards, so nobody's surplus stays. Threads that look at the same moment may evict one entry more
         than they had to, never one less.
         """
-        bound = self._bound
-        while len(self) > bound:
+        while len(self) > self._bound:
             if self._leases:
                 self._sweep_locked(newest)
                 return
             try:
-                key, value = _take_oldest(self, False)
+                key, value = _take_oldest(self, False)  # noqa: FBT003 - last: a keyword costs a fifth of the call
             except KeyError:  # others deleted meanwhile
                 return
             if self._leases and key in self._leases:  # leased between the two lines above: the lease is right
                 _store(self, key, value)
                 continue
-            self._evicted += 1
-            if type(value).__weakrefoffset__:
+            for _ in self._evicted:
+                break
+            if type(value) not in _STRONG and getrefcount(value) > _SWEPT:
                 self._keep_tail(key, value)
 
     def _evict_to_bounds(self, newest: Any, gone: list[_Gone]) -> bool:
@@ -986,12 +996,12 @@ class Registry(OrderedDict[K, V]):
                 return key
         return _MISSING
 
-    def _poll_parked(self) -> None:
-        """Ask a few of those that were busy whether they still are, oldest first, so that they can leave again."""
+    def _poll_parked(self, most: int = _POLLS) -> None:
+        """Ask some of those that were busy whether they still are, oldest first, so that they can leave again."""
         order = self._order
         if order is None or self._limits.busy is None:
             return
-        for _ in range(min(_POLLS, len(self._parked))):
+        for _ in range(min(most, len(self._parked))):
             with self._lock:
                 if not self._parked:
                     return
@@ -1015,11 +1025,27 @@ class Registry(OrderedDict[K, V]):
         try:
             if callable(busy):
                 return bool(busy(entry))
-            state = getattr(entry.value, busy or "", False)
+            state = self._answer(entry.value, busy or "")
             return bool(state() if callable(state) else state)
         except Exception as error:
             self._hook_failed("busy", entry.key, error)
             return True
+
+    def _answer(self, value: Any, name: str) -> Any:
+        """The attribute of a value that says whether it is busy; a value that has none is not."""
+        answer = getattr(value, name, _MISSING)
+        if answer is not _MISSING:
+            return answer
+        if self._strict and value is not None:
+            self._strict = False  # said once
+            logger.warning(
+                "busy=%r of registry %s: %r objects have no such attribute, so they are never busy",
+                name,
+                self._label(),
+                type(value).__name__,
+                extra={"registry": self._label(), "hook": "busy"},
+            )
+        return False
 
     def _rank(self, key: Any, value: Any) -> float:
         """Ask the user's *importance*. What cannot be ranked is not lost for it."""
@@ -1084,14 +1110,12 @@ class Registry(OrderedDict[K, V]):
             sizes[key] = size
 
     def _lend(self, key: Any) -> None:
-        """A value that was read may be changed in place by its reader: measure it again, later."""
+        """A value that was read may be changed in place by its reader: measure it again, soon."""
         lent = self._lent
         assert lent is not None
-        if not lent:
-            lent[key] = None
-            self._be_watched()
         lent[key] = None
-        if len(lent) > _SLICE:
+        self._reads += 1
+        if self._reads >= _SLICE:
             self._measure_lent()
 
     def _measure_lent(self) -> None:
@@ -1099,6 +1123,7 @@ class Registry(OrderedDict[K, V]):
         lent, sizes = self._lent, self._sizes
         if lent is None or sizes is None:
             return
+        self._reads = 0
         for _ in range(min(len(lent), 2 * _SLICE)):
             try:
                 key = lent.popitem()[0]
@@ -1126,14 +1151,6 @@ class Registry(OrderedDict[K, V]):
 
     def _be_watched(self) -> None:
         """Have the janitor come when something falls due, unless it comes anyway."""
-        if self._lent and not self._watched:
-            self._watched = True
-            janitor.watch(self, _LENT_FOR)
-
-    def _visit(self) -> float | None:
-        self._watched = False
-        self._measure_lent()
-        return _LENT_FOR if self._lent else None
 
     # On request.
 
@@ -1191,7 +1208,7 @@ class Registry(OrderedDict[K, V]):
         entries, size = self._target(to)
         gone: list[_Gone] = []
         self._expire_due(gone)
-        self._poll_parked()
+        self._poll_parked(len(self))
         before = len(gone)
         while len(self) > entries or (size is not None and self._bytes > size):
             if not self._evict_one(Cause.PRESSURE, _MISSING, gone):
@@ -1316,8 +1333,9 @@ class Registry(OrderedDict[K, V]):
 
     def _evictions(self) -> dict[Cause, int]:
         counts = {cause: n for cause, n in self._counts.items() if cause in _DROPPED}
-        if self._evicted:
-            counts[Cause.SIZE] = counts.get(Cause.SIZE, 0) + self._evicted
+        swept = sys.maxsize - length_hint(self._evicted)
+        if swept:
+            counts[Cause.SIZE] = counts.get(Cause.SIZE, 0) + swept
         return counts
 
     def close(self) -> None:
@@ -1672,22 +1690,20 @@ class _Timed(Registry[K, V]):
         if self._due < _NEVER:
             self._watched = True
             janitor.watch(self, self._due - self._now())
-        super()._be_watched()
 
     def _visit(self) -> float | None:
+        """Drop what is due; say when the next is. Called by the janitor."""
         gone: list[_Gone] = []
         while self._expire_due(gone) == _SLICE:
             self._tell(gone)
             gone.clear()
             time.sleep(0)  # hand over the GIL: others have waited for a slice, not for the whole backlog
         self._tell(gone)
-        again = super()._visit()
+        if self._over():  # what was busy when the bound was exceeded may be free by now
+            self._sweep()
         with self._lock:
             self._watched = self._due < _NEVER
-            if self._watched:
-                delay = max(self._due - self._now(), self._slack())
-                again = delay if again is None else min(again, delay)
-            return again
+            return max(self._due - self._now(), self._slack()) if self._watched else None
 
     def _after_lease(self, key: Any) -> None:
         if self._over_by(key) is not None:
@@ -1745,12 +1761,12 @@ def _nobody() -> None:
     return None
 
 
+# Types of most values whose instances cannot be weakly referenced; a look here is cheaper than asking the type.
+_STRONG = frozenset({int, float, bool, str, bytes, tuple, list, dict, type(None)})
 _REVIVABLE = frozenset({Cause.SIZE, Cause.BYTES, Cause.PRESSURE})
 _DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.PRESSURE})
 _HOOKS = frozenset({"on_evict", "close"})
 _CODE = frozenset({"getsizeof", "importance", "values", "timer", "on_evict", "default_factory"})
-# Seconds after which a value that was read from a registry with *max_bytes* is measured again, if nothing made it sooner.
-_LENT_FOR = 1.0
 _classes: dict[tuple[type[Any], ...], type[Any]] = {}
 
 
@@ -1893,7 +1909,7 @@ def retire(registry: Registry[Any, Any]) -> None:
     ``old, self.pending = self.pending, {}`` hands the content to whoever holds *old*; to empty it would lose what they took it
     for. The caller holds *registry* in one local variable, and nowhere else.
     """
-    if sys.getrefcount(registry) <= _HANDED_OVER:
+    if getrefcount(registry) <= _HANDED_OVER:
         registry.close()
 
 

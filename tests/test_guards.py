@@ -335,7 +335,7 @@ def test_a_package_that_does_not_exist_is_told_at_once():
 
 
 def test_a_class_that_does_not_exist_is_told_at_once_where_the_module_is_imported(theirs):
-    with pytest.raises(AttributeError, match="guard 'theirs:Bott': theirs has no 'Bott' .did you mean 'Bot'"):
+    with pytest.raises(AttributeError, match=r"guard 'theirs:Bott': theirs has no 'Bott' .did you mean 'Bot'"):
         guard("theirs:Bott", "sessions")
 
 
@@ -343,7 +343,7 @@ def test_a_class_that_does_not_exist_is_told_by_the_import(package):
     name = package(name="lacking")
     guard(f"{name}:Bott", "sessions")
 
-    with pytest.raises(AttributeError, match="lacking has no 'Bott' .did you mean 'Bot'"):
+    with pytest.raises(AttributeError, match=r"lacking has no 'Bott' .did you mean 'Bot'"):
         importlib.import_module(name)
 
 

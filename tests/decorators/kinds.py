@@ -25,6 +25,25 @@ class Bot:
         self.conversations = {}
 
 
+class Busy:
+    """Assigns other attributes all the time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.conversations = {}
+
+    def remember(self, key, value):
+        self.count += 1
+        self.conversations[key] = value
+
+    def reset(self) -> None:
+        self.conversations = {}
+
+
+class BusyChild(Busy):
+    pass
+
+
 class Inherits(Bot):
     pass
 

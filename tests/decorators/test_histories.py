@@ -106,6 +106,13 @@ def test_none_is_accepted():
     assert bot.messages is None
 
 
+def test_a_deleted_list_is_gone():
+    bot = Bot()
+    del bot.messages
+
+    assert not hasattr(bot, "messages")
+
+
 def test_a_dict_is_refused():
     with pytest.raises(
         TypeError, match=r"Bot.messages must hold a list, or None; found a dict. For a dict use bounded_registry"

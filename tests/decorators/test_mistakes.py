@@ -285,24 +285,6 @@ def test_a_decorator_below_the_one_that_makes_the_fields_is_told(make):
         make(bounded_registry("sessions")(type("Bot", (), {"sessions": field, "__annotations__": {"sessions": dict}})))
 
 
-@pytest.mark.parametrize(
-    ("make", "slots"), [(dataclasses.dataclass, False), (dataclasses.dataclass, True), (attrs.define, True)]
-)
-def test_a_decorator_taken_for_a_default_is_told(make, slots):
-    """Without a declaration, the field takes what stands in the class for its default."""
-
-    def __init__(self, sessions):  # noqa: N807 - becomes that method
-        self.sessions = sessions
-
-    cls = type("Bot", (), {"__annotations__": {"sessions": dict}, "__init__": __init__})
-    bounded_registry("sessions")(cls)
-    del cls.__init__
-    made = make(slots=slots)(cls)
-
-    with pytest.raises(TypeError, match="Put bounded_registry above it"):
-        made()
-
-
 def test_a_slotless_instance_cannot_shadow_a_dict_of_the_class():
     """As without the decorator: there is no place for it."""
 
