@@ -600,6 +600,8 @@ class Table:
         self.bindings: dict[str, _Binding] = {}
         # The attributes that the class's __setattr__ looks out for: all but dicts of the class.
         self.intercepted: dict[str, _Binding] = {}
+        # The class itself, as long as all that its instances would do with any other attribute is ``object.__setattr__``.
+        self.direct: type | None = None
 
     @classmethod
     def of(cls, target: type) -> Table:
@@ -707,6 +709,20 @@ class Table:
         method = functools.wraps(shown)(make(forward, own=own is not None))
         setattr(method, _WRAPPED, own)
         type.__setattr__(cls, name, method)
+        if name == "__setattr__":
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Find out who may go the direct way: neither this class, if it or a base has its own way, nor those below."""
+        bases = (vars(base)["__setattr__"] for base in self.cls.__mro__[1:] if "__setattr__" in vars(base))
+        plain = getattr(vars(self.cls)["__setattr__"], _WRAPPED) is None and next(bases) is object.__setattr__
+        self.direct = self.cls if plain else None
+        below: list[type] = list(type.__subclasses__(self.cls))
+        for kind in below:
+            below += type.__subclasses__(kind)
+            table = vars(kind).get(_TABLE)
+            if isinstance(table, Table):
+                table.direct = None  # from now on this class is in its way
 
     def _hook(self, name: str, missing: Callable[..., Any] | None) -> None:
         """Look at the instance after its method *name*; *missing* does the work where there is no such method."""
@@ -726,16 +742,19 @@ class Table:
 
     def _setattr(self, forward: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
         intercepted = self.intercepted
-
         cls: Any = self.cls
+        store = object.__setattr__
+        table = self
 
         def __setattr__(obj: Any, name: str, value: Any, /) -> None:  # noqa: N807 - becomes that method
             if name in intercepted:
                 intercepted[name].assign(obj, value, forward)
+            elif type(obj) is table.direct:  # most assignments end here, so it is kept short
+                store(obj, name, value)
             elif own:
                 forward(obj, name, value)
             else:
-                super(cls, obj).__setattr__(name, value)  # as `forward`, at half the price: most assignments end here
+                super(cls, obj).__setattr__(name, value)
 
         return __setattr__
 
