@@ -64,7 +64,7 @@ class Releases:
 
     def __init__(self, failed: Callable[[Any, BaseException], None]) -> None:
         self._failed = failed
-        self._changed = threading.Lock()
+        self._changed = threading.RLock()  # a collection, at any line, may run a finalizer that comes back here
         self._running: set[asyncio.Future[None]] = set()
         self._handed: dict[futures.Future[None], tuple[Any, Callable[[], Any], asyncio.AbstractEventLoop]] = {}
         self._waiting: deque[tuple[Any, Callable[[], Any]]] = deque()
@@ -92,6 +92,7 @@ class Releases:
             return
         # Another thread than the loop's: what belongs to a loop (a task, a transport) is not thread-safe.
         handed: futures.Future[None] = futures.Future()
+        handed.set_running_or_notify_cancel()  # so that a drain which is cancelled cannot cancel it
         self._handed[handed] = (value, release, loop)
         try:
             loop.call_soon_threadsafe(self._take, handed)

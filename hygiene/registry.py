@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import heapq
 import itertools
 import logging
 import math
@@ -89,7 +90,7 @@ _NEVER = math.inf
 _GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 # What one call does at most of the work that others left behind: under 0.2 ms on a slow machine, for a promise of 1 ms.
-_SLICE = 64
+_SLICE = 32
 # Leased entries met in a row at the old end before the order is kept beside: fewer cost less than that order does.
 _SKIPS = 64
 # Busy entries asked again in one sweep whether they still are.
@@ -189,12 +190,14 @@ class Registry(OrderedDict[K, V]):
         "_copies",
         "_counts",
         "_due",
+        "_early",
         "_evicted",
         "_flights",
         "_held",
         "_hits",
         "_hook_errors",
         "_leases",
+        "_left",
         "_lent",
         "_light",
         "_limits",
@@ -321,6 +324,8 @@ class Registry(OrderedDict[K, V]):
         self._written: OrderedDict[Any, float] | None = OrderedDict() if limits.ttl is not None or told else None
         self._used: OrderedDict[Any, float] | None = OrderedDict() if limits.idle is not None or told else None
         self._held: OrderedDict[Any, tuple[float, float]] = OrderedDict()
+        self._left: dict[Any, tuple[float | None, float | None]] = {}
+        self._early: list[tuple[float, int, Any, float]] = []
         self._choose_paths()
         survive_fork(self)
 
@@ -349,13 +354,12 @@ class Registry(OrderedDict[K, V]):
     # adding one to an attribute and atomic besides. Emptied, it sends every read the general way.
 
     def __getitem__(self, key: K) -> V:
-        for _ in self._tally:
-            try:
+        try:
+            for _ in self._tally:
                 _move(self, key)
                 return _fetch(self, key)
-            except KeyError:
-                self._wasted += 1
-                break
+        except KeyError:
+            self._wasted += 1
         return self._lookup(key)
 
     @overload
@@ -366,13 +370,12 @@ class Registry(OrderedDict[K, V]):
     def get(self, key: K, default: D, /) -> V | D: ...
     def get(self, key: K, default: Any = None, /) -> Any:
         """The value of *key*, or *default*; a hit counts as use."""
-        for _ in self._tally:
-            try:
+        try:
+            for _ in self._tally:
                 _move(self, key)
                 return _fetch(self, key)
-            except KeyError:
-                self._wasted += 1
-                break
+        except KeyError:
+            self._wasted += 1
         value = self._find(key)
         return default if value is _MISSING else value
 
@@ -524,18 +527,29 @@ class Registry(OrderedDict[K, V]):
     # Writing.
 
     def __setitem__(self, key: K, value: V) -> None:
-        if self._light:
-            _store(self, key, value)
-            try:
-                _move(self, key)
-            except KeyError:  # evicted already, by a thread that inserted more than the bound meanwhile
-                return
+        if not self._light:
+            self._put(key, value)
+            return
+        _store(self, key, value)
+        try:
+            _move(self, key)
             if self._tail is not None:
                 self._tail.pop(key, None)
-            if len(self) > self._bound:
-                self._sweep_light(key)
-        else:
-            self._put(key, value)
+            # Everybody who inserts looks, so nobody's surplus stays. Threads that look at the same moment may evict one entry
+            # more than they had to, never one less.
+            if len(self) > self._bound and not self._leases:
+                oldest, evicted = _take_oldest(self, False)  # noqa: FBT003 - by keyword it costs a fifth more
+                if self._leases and oldest in self._leases:  # leased between the two lines above: the lease is right
+                    _store(self, oldest, evicted)
+                else:
+                    for _ in self._evicted:
+                        break
+                    if type(evicted) not in _STRONG and getrefcount(evicted) > _SWEPT:
+                        self._keep_tail(oldest, evicted)
+        except KeyError:  # evicted already, by threads that inserted more than the bound meanwhile
+            return
+        if len(self) > self._bound:
+            self._sweep(key)
 
     @overload
     def setdefault(self: Registry[K, D | None], key: K, default: None = None) -> D | None: ...
@@ -592,6 +606,8 @@ class Registry(OrderedDict[K, V]):
                         self._enter(key, size, rank)
                         if self._tail is not None:
                             self._tail.pop(key, None)
+                        if len(self) > self._bound and self._in_line():
+                            self._discard_oldest(Cause.SIZE, gone)
                         break
                 if not self._may_fit(key, size) or not self._make_room(key, size or 0, gone):
                     raise RegistryFull(
@@ -609,8 +625,12 @@ class Registry(OrderedDict[K, V]):
         if not self._watched:
             self._be_watched()
         if self._lent:
-            self._measure_lent()
+            self._measure_lent(key)
         return value
+
+    def _in_line(self) -> bool:
+        """Whether the oldest may leave without more ado: nothing to ask or to step over, nothing due before it."""
+        return self._order is None and not self._leases and len(self) > 1
 
     def _fits(self, key: Any, old: Any, size: int | None) -> bool:
         """Whether writing *key* keeps the bounds. The lock is held."""
@@ -834,15 +854,12 @@ class Registry(OrderedDict[K, V]):
         return len(self) > self._bound or (self._byte_bound is not None and self._bytes > self._byte_bound)
 
     def _sweep(self, newest: Any = _MISSING) -> None:
-        """Evict until the bounds hold. *newest* was just put in and stays."""
-        if self._light:
-            self._sweep_light(newest)
-        else:
-            self._sweep_locked(newest)
+        """
+        Evict until the bounds hold. *newest* was just put in and stays.
 
-    def _sweep_locked(self, newest: Any) -> None:
-        # One thread sweeps and nobody waits for it; looking again after letting go is for those who did not.
-        while self._broom.acquire(False):
+        One thread sweeps and nobody waits for it; looking again after letting go is for those who did not.
+        """
+        while self._broom.acquire(blocking=False):
             gone: list[_Gone] = []
             try:
                 stuck = not self._evict_to_bounds(newest, gone)
@@ -856,29 +873,6 @@ class Registry(OrderedDict[K, V]):
             if not self._over():
                 self._overflowed = False
                 return
-
-    def _sweep_light(self, newest: Any = _MISSING) -> None:
-        """
-        Evict by single C calls, without a lock.
-
-        Everybody who inserts looks afterwards, so nobody's surplus stays. Threads that look at the same moment may evict one entry more
-        than they had to, never one less.
-        """
-        while len(self) > self._bound:
-            if self._leases:
-                self._sweep_locked(newest)
-                return
-            try:
-                key, value = _take_oldest(self, False)  # noqa: FBT003 - last: a keyword costs a fifth of the call
-            except KeyError:  # others deleted meanwhile
-                return
-            if self._leases and key in self._leases:  # leased between the two lines above: the lease is right
-                _store(self, key, value)
-                continue
-            for _ in self._evicted:
-                break
-            if type(value) not in _STRONG and getrefcount(value) > _SWEPT:
-                self._keep_tail(key, value)
 
     def _evict_to_bounds(self, newest: Any, gone: list[_Gone]) -> bool:
         """Whether the bounds hold now. What is over goes before what is alive."""
@@ -1118,7 +1112,7 @@ class Registry(OrderedDict[K, V]):
         if self._reads >= _SLICE:
             self._measure_lent()
 
-    def _measure_lent(self) -> None:
+    def _measure_lent(self, newest: Any = _MISSING) -> None:
         """Measure what was read or leased since; evict if it has grown beyond the bound."""
         lent, sizes = self._lent, self._sizes
         if lent is None or sizes is None:
@@ -1138,7 +1132,7 @@ class Registry(OrderedDict[K, V]):
                     self._resize(key, size)
             value = None
         if self._over():
-            self._sweep()
+            self._sweep(newest)
 
     # Time. What a registry without times skips; `_Timed` does it.
 
@@ -1481,6 +1475,9 @@ class _Timed(Registry[K, V]):
                     return _fetch(self, key)
                 except KeyError:
                     pass
+                except BaseException:  # as in `Registry`
+                    self._wasted += 1
+                    raise
             self._wasted += 1
             break
         return self._lookup(key)
@@ -1499,6 +1496,9 @@ class _Timed(Registry[K, V]):
                     return _fetch(self, key)
                 except KeyError:
                     pass
+                except BaseException:  # as in `Registry`
+                    self._wasted += 1
+                    raise
             self._wasted += 1
             break
         value = self._find(key)
@@ -1532,6 +1532,9 @@ class _Timed(Registry[K, V]):
         timer = self._timer
         assert timer is not None
         return timer()
+
+    def _in_line(self) -> bool:
+        return super()._in_line() and self._now() < self._due
 
     def _settle(self, key: Any) -> None:
         timer = self._timer
@@ -1571,8 +1574,8 @@ class _Timed(Registry[K, V]):
                     self._hold(key, cause)
                 return
         with self._lock:
-            if self._over_by(key) is cause:
-                self._discard(key, cause, gone)
+            if self._over_by(key) is cause and not self._discard(key, cause, gone):
+                self._forget_times(key)  # or the stamp that a read left while it was removed would be due for ever
 
     def _expire_due(self, gone: list[_Gone]) -> int:
         """Drop a slice of what is due; says how many it looked at."""
@@ -1601,6 +1604,51 @@ class _Timed(Registry[K, V]):
                 return
         self._expire_one(key, cause, gone)
 
+    def _forget(self, key: Any, value: Any, cause: Cause, gone: list[_Gone]) -> None:
+        revivable = cause in _REVIVABLE and type(value) not in _STRONG
+        now = self._now() if revivable else 0.0
+        age, idle_for = self._times(key) if revivable else (None, None)
+        super()._forget(key, value, cause, gone)
+        tail = self._tail
+        if revivable and tail is not None and tail.get(key) is value:
+            # Evicted is not written: if it is found again, its time has gone on.
+            self._left[key] = None if age is None else now - age, None if idle_for is None else now - idle_for
+            if len(self._left) > 2 * len(tail) + _SLICE:
+                self._left = {name: times for name, times in self._left.items() if name in tail}
+
+    def _revive(self, key: Any) -> Any:
+        written, used = self._left.get(key, (None, None))
+        now, limits, tail = self._now(), self._limits, self._tail
+        over = limits.ttl is not None and written is not None and now >= written + limits.ttl
+        if over or (limits.idle is not None and used is not None and now >= used + limits.idle):
+            if tail is not None:
+                tail.pop(key, None)
+            return _MISSING
+        value = super()._revive(key)
+        if value is not _MISSING and written is not None and limits.ttl is not None:
+            self._backdate(key, value, written)
+        return value
+
+    def _backdate(self, key: Any, value: Any, written: float) -> None:
+        """An entry that came back was written earlier than its place in the order of writes says."""
+        ttl = self._limits.ttl
+        assert ttl is not None
+        with self._lock:
+            if self._written is not None and key in self._written and _look(self, key, _MISSING) is value:
+                self._written[key] = written
+                heapq.heappush(self._early, (written + ttl, next(_serial), key, written))
+                self._due = min(self._due, written + ttl)
+
+    def _next_early(self) -> tuple[float, Any]:
+        """Who came back is due first, and when. The lock is held."""
+        written = self._written
+        while self._early and written is not None:
+            due, _, key, stamp = self._early[0]
+            if written.get(key) == stamp:
+                return due, key
+            heapq.heappop(self._early)  # written again, or removed
+        return _NEVER, _MISSING
+
     def _next_due(self) -> tuple[Any, Cause] | None:
         """Who is due; or ``None``, and then `_due` says when somebody will be. The lock is held."""
         now, limits = self._now(), self._limits
@@ -1612,6 +1660,11 @@ class _Timed(Registry[K, V]):
                     return key, Cause.EXPIRED
                 soonest = due
                 break
+        if self._early:
+            due, key = self._next_early()
+            if now >= due:
+                return key, Cause.EXPIRED
+            soonest = min(soonest, due)
         if self._held:
             key, (again, stamp) = next(iter(self._held.items()))
             if now >= again:
@@ -1653,7 +1706,9 @@ class _Timed(Registry[K, V]):
                 try:
                     used.move_to_end(key)
                 except KeyError:  # another thread removed it
-                    used.pop(key, None)
+                    return
+            if not _has(self, key):  # removed between the lines above, and the stamp came after
+                used.pop(key, None)
 
     def _stamp_write(self, key: Any) -> None:
         now = self._now()
@@ -1737,7 +1792,8 @@ def _first(keys: Callable[[], Iterator[Any]]) -> Any:
 
 
 def _same(key: Any, other: Any) -> bool:
-    return key is other or (other is not _MISSING and bool(key == other))
+    # As in a dict: keys are compared only where their hashes are equal.
+    return key is other or (other is not _MISSING and hash(key) == hash(other) and bool(key == other))
 
 
 def _fetch_raw(registry: Registry[K, V], key: K) -> V:
@@ -1767,6 +1823,7 @@ _REVIVABLE = frozenset({Cause.SIZE, Cause.BYTES, Cause.PRESSURE})
 _DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.PRESSURE})
 _HOOKS = frozenset({"on_evict", "close"})
 _CODE = frozenset({"getsizeof", "importance", "values", "timer", "on_evict", "default_factory"})
+_serial = itertools.count()  # no two items of a heap are equal, so keys are never compared
 _classes: dict[tuple[type[Any], ...], type[Any]] = {}
 
 
