@@ -600,7 +600,7 @@ class Table:
         self.bindings: dict[str, _Binding] = {}
         # The attributes that the class's __setattr__ looks out for: all but dicts of the class.
         self.intercepted: dict[str, _Binding] = {}
-        # The class itself, as long as all that its instances would do with any other attribute is ``object.__setattr__``.
+        # The class itself, as long as all that its instances would do with another attribute is ``object.__setattr__``.
         self.direct: type | None = None
 
     @classmethod

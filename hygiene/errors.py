@@ -1,7 +1,7 @@
 """Exceptions: one root, few leaves.
 
-A wrong argument is a plain ``ValueError`` or ``TypeError``; a class of our own exists only where somebody would write an
-``except`` for it.
+A wrong argument is a plain ``ValueError`` or ``TypeError``; a class of our own exists only where somebody would
+write an ``except`` for it.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.leases import MISSING as _MISSING
 from hygiene.limits import Limits
-from hygiene.registry import Registry, _by_recency, _fill, _first, _Gone, _like, _look, _make, _store, _Timed
+from hygiene.registry import _POLLS, Registry, _by_recency, _fill, _first, _Gone, _like, _look, _make, _store, _Timed
 
 __all__ = ["Group"]
 
@@ -29,8 +29,8 @@ class Group:
 
     Args:
         limits: What the rows keep to; the hooks, *values* and *default_factory* apply to every column.
-        columns: The names of the columns, each with a function that derives the row's key from the column's (``None``: they
-            are the same).
+        columns: The names of the columns, each with a function that derives the row's key from the column's
+            (``None``: they are the same).
         owner: The object whose attributes the columns are.
         name: What logs call the table.
     """
@@ -202,7 +202,7 @@ class _Column(_Timed[Any, Any]):
     def _times(self, key: Any) -> tuple[float | None, float | None]:
         return self._rows._times(self._row(key))
 
-    def _fits(self, key: Any, old: Any, size: int | None) -> bool:
+    def _fits(self, key: Any, old: Any, size: int | None) -> bool:  # noqa: ARG002 - the row may be there without it
         rows, row = self._rows, self._row(key)
         if not dict.__contains__(rows, row) and len(rows) >= rows._bound:
             return False
@@ -290,9 +290,8 @@ class _Column(_Timed[Any, Any]):
     def _note_overflow(self) -> None:
         self._rows._note_overflow()
 
-    def _poll_parked(self, most: int = 0) -> None:
-        self._rows._poll_parked()
-
+    def _poll_parked(self, most: int = _POLLS) -> None:
+        self._rows._poll_parked(most)
 
     def evict(self, key: Any) -> bool:
         """Drop the row of *key* from every column, unless it is leased or busy; says whether it left."""

@@ -1,8 +1,8 @@
 """One background thread for all that falls due.
 
 It is started when the first charge is watched, sleeps until one is due, and ends when none is left. It holds its
-charges weakly. Waking it goes through a ``SimpleQueue``, whose ``put`` is reentrant, because the news that a charge died
-comes from a weak reference's callback: in any thread, at any bytecode.
+charges weakly. Waking it goes through a ``SimpleQueue``, whose ``put`` is reentrant, because the news that a charge
+died comes from a weak reference's callback: in any thread, at any bytecode.
 """
 
 from __future__ import annotations

@@ -132,7 +132,9 @@ class Flight:
         """Wait in this thread."""
         self._refuse_self(key)
         if self._loop is not None and self._loop is running_loop():
-            raise RuntimeError(f"{key!r} is being created by a task of this event loop: use `async with` to wait for it")
+            raise RuntimeError(
+                f"{key!r} is being created by a task of this event loop: use `async with` to wait for it"
+            )
         try:
             self._done.result()
         finally:
@@ -151,9 +153,11 @@ class Flight:
             raise RuntimeError(f"creating {key!r} asks for {key!r} itself; it would wait for ever")
 
     def flown_by(self, registry: Registry[Any, Any], key: Any) -> _Landing:
+        """A block in which this flight ends."""
         return _Landing(self, registry, key)
 
     def land(self, error: BaseException | None) -> None:
+        """Let those who wait go on."""
         if isinstance(error, Exception):
             self._done.set_exception(error)
         else:

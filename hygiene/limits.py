@@ -97,20 +97,24 @@ class Limits:
             )
         if self.on_evict is not None and not callable(self.on_evict) and not _is_name(self.on_evict):
             raise TypeError(
-                f"on_evict must be a callable that takes a removal, or the name of a method of the owner; found {self.on_evict!r}"
+                "on_evict must be a callable that takes a removal, or the name of a method of the owner; "
+                f"found {self.on_evict!r}"
             )
         for what in ("busy", "on_evict", "importance", "getsizeof"):
             if inspect.iscoroutinefunction(getattr(self, what)):
                 raise TypeError(
-                    f"{what} must be an ordinary function; found {getattr(self, what)!r}, which is async, and nothing would "
-                    f"await it. Give a function that starts a task of yours; what releases a value goes to close="
+                    f"{what} must be an ordinary function; found {getattr(self, what)!r}, which is async, and nothing "
+                    f"would await it. Give a function that starts a task of yours; what releases a value goes to close="
                 )
         check_closer(self.close)
         if self.overflow not in ("grow", "raise"):
             raise ValueError(f'overflow must be "grow" or "raise"; found {self.overflow!r}')
-        if not (self.policy in _POLICIES or (inspect.isclass(self.policy) and issubclass(self.policy, cachetools.Cache))):
+        if not (
+            self.policy in _POLICIES or (inspect.isclass(self.policy) and issubclass(self.policy, cachetools.Cache))
+        ):
             raise ValueError(
-                f"policy must be one of {', '.join(_POLICIES)}, or a subclass of cachetools.Cache; found {self.policy!r}"
+                f"policy must be one of {', '.join(_POLICIES)}, or a subclass of cachetools.Cache; "
+                f"found {self.policy!r}"
             )
         if (self.policy == "importance") != (self.importance is not None):
             raise ValueError(

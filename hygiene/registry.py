@@ -3,36 +3,38 @@
 Theory of operation
 ===================
 
-**Storage.** A `Registry` is an ``OrderedDict`` by construction, because the two things that CPython keeps for one are the
-two that a bounded dict needs: a dict's own storage in insertion order, which is what everybody sees (every iterating
-method is overridden to use the dict's order), and a C linked list beside it, which nobody sees and which is the order of
-recency. A read is then two C calls, reads never change the iteration order, and C code that reads the storage directly
-(``json``, ``orjson``, ``msgspec``) sees the true entries.
+**Storage.** A `Registry` is an ``OrderedDict`` by construction, because the two things that CPython keeps for one are
+the two that a bounded dict needs: a dict's own storage in insertion order, which is what everybody sees (every
+iterating method is overridden to use the dict's order), and a C linked list beside it, which nobody sees and which is
+the order of recency. A read is then two C calls, reads never change the iteration order, and C code that reads the
+storage directly (``json``, ``orjson``, ``msgspec``) sees the true entries.
 
 **Reads take no lock.** Under the GIL each C call is atomic. A read moves the key to the recent end, then fetches the
 value; if another thread removed the entry in between, the second call says so and the read goes the slow way.
 
-**Writes.** With nothing but *maxsize* a write takes no lock either: it stores, and whoever finds the registry over its bound
-and gets the lock without waiting sweeps; the others go on. (A lock that every writer waits for is a convoy under the GIL:
-four threads reach a fifth of one thread's rate.) The sweeper looks again after letting go, so at rest the bound holds. With
-anything that must stay in step with the entries (hooks, times, bytes, busy, columns) writes take the lock, briefly.
+**Writes.** With nothing but *maxsize* a write takes no lock either: it stores, and whoever finds the registry over
+its bound and gets the lock without waiting sweeps; the others go on. (A lock that every writer waits for is a convoy
+under the GIL: four threads reach a fifth of one thread's rate.) The sweeper looks again after letting go, so at rest
+the bound holds. With anything that must stay in step with the entries (hooks, times, bytes, busy, columns) writes
+take the lock, briefly.
 
-**User code runs outside the lock.** ``busy``, ``importance`` and ``getsizeof`` are asked, hooks told and values released
-with the lock free. An entry that is being asked about is taken out of the order first and looked at again afterwards: if
-it was used, leased or written meanwhile, it stays. Removed values travel out in a list, so that the last reference to a
-value (whose ``__del__`` is user code too) never dies inside. The lock is reentrant because a garbage collection may run a
-finalizer, which may use this registry, between any two lines.
+**User code runs outside the lock.** ``busy``, ``importance`` and ``getsizeof`` are asked, hooks told and values
+released with the lock free. An entry that is being asked about is taken out of the order first and looked at again
+afterwards: if it was used, leased or written meanwhile, it stays. Removed values travel out in a list, so that the
+last reference to a value (whose ``__del__`` is user code too) never dies inside. The lock is reentrant because a
+garbage collection may run a finalizer, which may use this registry, between any two lines.
 
-**Time.** Write times in write order, use times in order of use: whoever is first is due first. `_due` is a lower bound of
-the next expiry, so a read compares the clock with one number. When something is due, each operation drops at most a
-slice, and looks at its own entry by itself; the janitor does the rest.
+**Time.** Write times in write order, use times in order of use: whoever is first is due first. `_due` is a lower
+bound of the next expiry, so a read compares the clock with one number. When something is due, each operation drops at
+most a slice, and looks at its own entry by itself; the janitor does the rest.
 
-**Busy and leased** entries leave the order. In the registry's own list nothing can leave, so what is leased is moved out
-of the way to the recent end, where the end of its lease will put it anyway; where that happens too often in a row, the order
-is kept beside from then on (`LinkedOrder`). What was found busy counts as used at that moment.
+**Busy and leased** entries leave the order. In the registry's own list nothing can leave, so what is leased is moved
+out of the way to the recent end, where the end of its lease will put it anyway; where that happens too often in a
+row, the order is kept beside from then on (`LinkedOrder`). What was found busy counts as used at that moment.
 
-**Copies.** ``dict(r)`` and ``{**r}`` of a dict subclass with its own ``__iter__`` fetch ``keys()`` and then each value through
-``__getitem__``, from C. That must not count as use, and must not fail when an entry leaves halfway. See `_begin_copy`.
+**Copies.** ``dict(r)`` and ``{**r}`` of a dict subclass with its own ``__iter__`` fetch ``keys()`` and then each
+value through ``__getitem__``, from C. That must not count as use, and must not fail when an entry leaves halfway. See
+`_begin_copy`.
 """
 
 from __future__ import annotations
@@ -95,8 +97,8 @@ _SLICE = 32
 _SKIPS = 64
 # Busy entries asked again in one sweep whether they still are.
 _POLLS = 16
-# An evicted value that nobody else holds is about to die, and needs no weak reference: the references that the sweep itself
-# has, in its variables and as the argument of getrefcount.
+# An evicted value that nobody else holds is about to die, and needs no weak reference: the references that the sweep
+# itself has, in its variables and as the argument of getrefcount.
 _SWEPT = 2
 _FORGOTTEN = 3
 
@@ -142,35 +144,41 @@ class Registry(OrderedDict[K, V]):
     """
     A dict that stays within its bounds: what is least recently used leaves first, what is in use stays.
 
-    A true dict to everybody (``isinstance``, ``json``, ``orjson``, ``pickle``, ``copy``, ``==``, ``|``), iterated in insertion order.
-    ``r[k]``, ``get`` and ``setdefault`` count as use; ``in``, ``len``, loops, views, ``repr``, ``==`` and copies do not. A loop over it or
-    its views walks a snapshot, skips what has left, and never raises because something did. Limits combine.
+    A true dict to everybody (``isinstance``, ``json``, ``orjson``, ``pickle``, ``copy``, ``==``, ``|``), iterated in
+    insertion order. ``r[k]``, ``get`` and ``setdefault`` count as use; ``in``, ``len``, loops, views, ``repr``,
+    ``==`` and copies do not. A loop over it or its views walks a snapshot, skips what has left, and never raises
+    because something did. Limits combine.
 
-    An expired entry is never returned by a lookup, and the janitor drops it without anyone having to read it; until then
-    ``len`` and C code may still see it. Safe to share between threads and tasks, and after ``fork``. Hooks run in the thread
-    that caused the removal, after the lock is released, so they may use the registry; what they raise is logged and
-    counted in `stats`, not passed to the writer.
+    An expired entry is never returned by a lookup, and the janitor drops it without anyone having to read it; until
+    then ``len`` and C code may still see it. Safe to share between threads and tasks, and after ``fork``. Hooks run
+    in the thread that caused the removal, after the lock is released, so they may use the registry; what they raise
+    is logged and counted in `stats`, not passed to the writer.
 
     Args:
         source: What ``dict`` takes: a mapping or pairs.
         maxsize: Upper bound on ``len``, at least 1. ``None``: no bound.
         max_bytes: Upper bound on the estimated bytes of the values: a number, or text such as ``"64MiB"``.
-        getsizeof: Measures a value in bytes; the default is `hygiene.sizing.sizeof`. What was read or leased may have grown in
-            place, and is measured again.
-        ttl: How long an entry lives after it was last *written*: seconds, a ``timedelta``, or ``"90s"``, ``"30m"``, ``"2h"``, ``"1d"``.
+        getsizeof: Measures a value in bytes; the default is `hygiene.sizing.sizeof`. What was read or leased may have
+            grown in place, and is measured again.
+        ttl: How long an entry lives after it was last *written*: seconds, a ``timedelta``, or ``"90s"``, ``"30m"``,
+            ``"2h"``, ``"1d"``.
         idle: How long it lives after it was last *used*.
-        policy: Who leaves first: ``"lru"`` (exact; the default, since what is used goes on being used), ``"fifo"`` (an overwrite keeps its
-            place), ``"lfu"``, ``"importance"`` (lowest first), ``"none"`` (nobody; the new is refused), or a ``cachetools.Cache`` subclass.
+        policy: Who leaves first: ``"lru"`` (exact; the default, since what is used goes on being used), ``"fifo"``
+            (an overwrite keeps its place), ``"lfu"``, ``"importance"`` (lowest first), ``"none"`` (nobody; the new is
+            refused), or a ``cachetools.Cache`` subclass.
         importance: For that policy: takes an `Entry`, returns a number; asked on each write, `touch` and lease exit.
-        busy: Whether an entry is in use, so that it neither evicts nor expires: a callable that takes an `Entry`, the name of an attribute
-            or method of the value (``"locked"``), or `referenced`.
+        busy: Whether an entry is in use, so that it neither evicts nor expires: a callable that takes an `Entry`, the
+            name of an attribute or method of the value (``"locked"``), or `referenced`.
         on_evict: Told each `Removal`: a callable, or the name of a method of the owner.
-        close: Releases a value that leaves by the registry's own decision (not by ``del``, ``pop``, ``clear`` or overwriting): a
-            callable, a method's name, or ``"auto"``. An asynchronous one runs on the event loop that the value was put in from.
-        overflow: When everything is busy or leased: ``"grow"`` exceeds the bound and logs it, ``"raise"`` raises `RegistryFull`.
-        revive: Whether an evicted value that somebody still holds is found again, as the same object (off where *close* is given).
-        values: Converts each value that is put in; a class (or a ``partial`` of one) converts only instances of its base, so that
-            ``partial(History, maxlen=50)`` takes lists.
+        close: Releases a value that leaves by the registry's own decision (not by ``del``, ``pop``, ``clear`` or
+            overwriting): a callable, a method's name, or ``"auto"``. An asynchronous one runs on the event loop that
+            the value was put in from.
+        overflow: When everything is busy or leased: ``"grow"`` exceeds the bound and logs it, ``"raise"`` raises
+            `RegistryFull`.
+        revive: Whether an evicted value that somebody still holds is found again, as the same object (off where
+            *close* is given).
+        values: Converts each value that is put in; a class (or a ``partial`` of one) converts only instances of its
+            base, so that ``partial(History, maxlen=50)`` takes lists.
         default_factory: As in ``defaultdict``; concurrent lookups get one and the same value.
         name: What logs and reports call it.
         timer: Returns monotonic seconds. Tests pass a `hygiene.testing.ManualClock`.
@@ -249,7 +257,7 @@ class Registry(OrderedDict[K, V]):
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(on_evict, str):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - a name is a right type, in the wrong place
                 f"on_evict={on_evict!r} names a method of the owner, the object whose attribute a decorator bounds; "
                 "a registry made by itself has none. Pass the method"
             )
@@ -315,8 +323,8 @@ class Registry(OrderedDict[K, V]):
         timed = limits.ttl is not None or limits.idle is not None
         told = limits.on_evict is not None
         if (timed or told) and not isinstance(self, _Timed):
-            # Reading an entry that has times costs more than reading one that has none, so there are two classes. Which it
-            # is, is known only here: a subclass may give the limits in its own ``__init__``.
+            # Reading an entry that has times costs more than reading one that has none, so there are two classes.
+            # Which it is, is known only here: a subclass may give the limits in its own ``__init__``.
             self.__class__ = _timed(type(self))
         self._timer: Callable[[], float] | None = limits.timer if isinstance(self, _Timed) else None
         self._clocked = self._timer is not None
@@ -342,7 +350,7 @@ class Registry(OrderedDict[K, V]):
 
     @property
     def owner(self) -> Any:
-        """The object whose attribute this is, held weakly where that is possible; ``None`` if there is none, or it is gone."""
+        """The object whose attribute this is, held weakly where that can be; ``None`` if there is none now."""
         return self._owner()
 
     @property
@@ -360,6 +368,12 @@ class Registry(OrderedDict[K, V]):
                 return _fetch(self, key)
         except KeyError:
             self._wasted += 1
+        except BaseException:  # an unhashable key, or one whose comparison raised, is no hit
+            self._wasted += 1
+            raise
+        except BaseException:  # a key that cannot be hashed, say, is no hit
+            self._wasted += 1
+            raise
         return self._lookup(key)
 
     @overload
@@ -376,6 +390,12 @@ class Registry(OrderedDict[K, V]):
                 return _fetch(self, key)
         except KeyError:
             self._wasted += 1
+        except BaseException:  # an unhashable key, or one whose comparison raised, is no hit
+            self._wasted += 1
+            raise
+        except BaseException:  # as above
+            self._wasted += 1
+            raise
         value = self._find(key)
         return default if value is _MISSING else value
 
@@ -494,8 +514,9 @@ class Registry(OrderedDict[K, V]):
         """
         Hand C code the keys, and remember the entries for its reads.
 
-        The reads that follow come from the same instruction of the same frame, in the order of the keys; `_copied` answers them
-        from here, whatever has left since, and without counting them as use. The first other read of this thread ends it.
+        The reads that follow come from the same instruction of the same frame, in the order of the keys; `_copied`
+        answers them from here, whatever has left since, and without counting them as use. The first other read of
+        this thread ends it.
         """
         entries = list(self._walk_items())
         keys = [key for key, _ in entries]
@@ -535,8 +556,8 @@ class Registry(OrderedDict[K, V]):
             _move(self, key)
             if self._tail is not None:
                 self._tail.pop(key, None)
-            # Everybody who inserts looks, so nobody's surplus stays. Threads that look at the same moment may evict one entry
-            # more than they had to, never one less.
+            # Everybody who inserts looks, so nobody's surplus stays. Threads that look at the same moment may evict
+            # one entry more than they had to, never one less.
             if len(self) > self._bound and not self._leases:
                 oldest, evicted = _take_oldest(self, False)  # noqa: FBT003 - by keyword it costs a fifth more
                 if self._leases and oldest in self._leases:  # leased between the two lines above: the lease is right
@@ -641,7 +662,7 @@ class Registry(OrderedDict[K, V]):
         return self._bytes - self._sizes.get(key, 0) + size <= self._byte_bound
 
     def _may_fit(self, key: Any, size: int | None) -> bool:
-        """Whether enough bytes may leave for a new value: asked before the first does, since a refusal must change nothing."""
+        """Whether enough bytes may leave for a new value: asked first, since a refusal must change nothing."""
         if self._byte_bound is None or self._sizes is None or size is None:
             return True
         return self._may_free(self._bytes - self._sizes.get(key, 0) + size - self._byte_bound, key)
@@ -691,7 +712,7 @@ class Registry(OrderedDict[K, V]):
         age, idle_for = self._times(key)
         return self, key, old, Cause.REPLACED, age, idle_for, self._loops.get(key)
 
-    def _times(self, key: Any) -> tuple[float | None, float | None]:
+    def _times(self, key: Any) -> tuple[float | None, float | None]:  # noqa: ARG002 - a timed one looks
         """Seconds since *key* was written and since it was used, where they are known."""
         return None, None
 
@@ -726,7 +747,7 @@ class Registry(OrderedDict[K, V]):
                 raise
             return default
 
-    def popitem(self, last: bool = True) -> tuple[K, V]:
+    def popitem(self, last: bool = True) -> tuple[K, V]:  # noqa: FBT001, FBT002 - as OrderedDict's
         """Take out the entry that was inserted last, as ``dict`` does, or first."""
         if last not in (True, False):
             raise TypeError(f"popitem() takes last=True or last=False; found {last!r}")
@@ -895,7 +916,11 @@ class Registry(OrderedDict[K, V]):
 
     def _evict_one(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
         """Evict whoever leaves next; ``False`` if everybody is leased, busy, or *newest*."""
-        return self._evict_from_own_list(cause, newest, gone) if self._order is None else self._evict_from(cause, newest, gone)
+        return (
+            self._evict_from_own_list(cause, newest, gone)
+            if self._order is None
+            else self._evict_from(cause, newest, gone)
+        )
 
     def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
         skipped = 0
@@ -917,7 +942,7 @@ class Registry(OrderedDict[K, V]):
 
     def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
         try:
-            key, value = _take_oldest(self, False)
+            key, value = _take_oldest(self, last=False)
         except KeyError:  # others deleted meanwhile
             return False
         self._forget(key, value, cause, gone)
@@ -1065,7 +1090,7 @@ class Registry(OrderedDict[K, V]):
     # Evicted values that somebody still holds.
 
     def _keep_tail(self, key: Any, value: Any) -> None:
-        """Remember an evicted value as long as others hold it. The lock is held; making a weak reference runs no user code."""
+        """Remember an evicted value as long as others hold it. Making a weak reference runs no user code."""
         if not self._limits.revive or self._limits.close is not None or not type(value).__weakrefoffset__:
             return
         if self._tail is None:
@@ -1091,7 +1116,9 @@ class Registry(OrderedDict[K, V]):
                 size: object = measure(value)  # the hint says int; what comes back may be anything
                 if isinstance(size, int) and size >= 0:
                     return size
-                raise TypeError(f"getsizeof must return bytes, a whole number of at least 0; found {size!r}")
+                raise TypeError(  # noqa: TRY301 - a wrong answer is treated as none
+                    f"getsizeof must return bytes, a whole number of at least 0; found {size!r}"
+                )
             except Exception as error:
                 self._hook_failed("getsizeof", key, error)
         return sizeof(value)
@@ -1139,7 +1166,7 @@ class Registry(OrderedDict[K, V]):
     def _settle(self, key: Any) -> None:
         """Before *key* is looked at: drop a slice of what is due, and *key* itself if its time is over."""
 
-    def _expire_due(self, gone: list[_Gone]) -> int:
+    def _expire_due(self, gone: list[_Gone]) -> int:  # noqa: ARG002 - a timed one fills it
         """Drop a slice of what is due; says how many it looked at."""
         return 0
 
@@ -1186,7 +1213,7 @@ class Registry(OrderedDict[K, V]):
         return evicted
 
     def expire(self) -> int:
-        """Drop everything whose time is over, now; says how many left. (The janitor does it by itself.)"""
+        """Drop everything whose time is over, now; says how many left. The janitor does it by itself."""
         return 0
 
     def trim(self, to: int | str) -> int:
@@ -1194,7 +1221,8 @@ class Registry(OrderedDict[K, V]):
         Evict (cause ``PRESSURE``) down to *to*, busy and leased entries spared; says how many left.
 
         Args:
-            to: Entries (a number), a share of the present entries (``"50%"``), or bytes (``"10MiB"``; needs *max_bytes*).
+            to: Entries (a number), a share of the present entries (``"50%"``), or bytes (``"10MiB"``; needs
+                *max_bytes*).
 
         Raises:
             ValueError: *to* is negative, not understood, or bytes are not measured here.
@@ -1241,9 +1269,9 @@ class Registry(OrderedDict[K, V]):
 
         Args:
             key: The entry to hold.
-            create: Makes the value if there is none. Concurrent leases of one key call it once; if it raises, those who wait for it
-                get the same exception. Under ``async with`` it may be asynchronous. Without it the registry's
-                *default_factory* serves.
+            create: Makes the value if there is none. Concurrent leases of one key call it once; if it raises, those
+                who wait for it get the same exception. Under ``async with`` it may be asynchronous. Without it the
+                registry's *default_factory* serves.
 
         Returns:
             A context manager, sync and async, good for one use. Leases of one key may overlap.
@@ -1336,15 +1364,16 @@ class Registry(OrderedDict[K, V]):
         """
         Remove everything (cause ``CLOSED``) and release the values; safe to call twice.
 
-        Synchronous closers have run when it returns. Asynchronous ones run on their loops; where there is none to run on, they wait
-        for `drain`, and a warning says so. The dict itself goes on working, within its bounds.
+        Synchronous closers have run when it returns. Asynchronous ones run on their loops; where there is none to run
+        on, they wait for `drain`, and a warning says so. The dict itself goes on working, within its bounds.
         """
         self._closed = True
         self._empty(Cause.CLOSED)
         waiting = 0 if self._releases is None else len(self._releases._waiting)
         if waiting:
             logger.warning(
-                "registry %s was closed with %d asynchronous releases that have no loop to run on: await its aclose() or drain()",
+                "registry %s was closed with %d asynchronous releases that have no loop to run on: "
+                "await its aclose() or drain()",
                 self._label(),
                 waiting,
             )
@@ -1389,8 +1418,8 @@ class Registry(OrderedDict[K, V]):
     def __ror__(self, other: Any) -> dict[K, V]:  # type: ignore[override]
         return dict(other) | self._snapshot() if isinstance(other, dict) else NotImplemented
 
-    def move_to_end(self, key: K, last: bool = True) -> None:
-        """As ``OrderedDict.move_to_end``: change the *iteration* order. Constant time towards the end, linear to the front."""
+    def move_to_end(self, key: K, last: bool = True) -> None:  # noqa: FBT001, FBT002 - as OrderedDict's
+        """As ``OrderedDict.move_to_end``: change the *iteration* order. Constant time, to the front linear."""
         with self._lock:
             value = _fetch_raw(self, key)
             others = [] if last else [(k, v) for k, v in self._walk_items() if not _same(k, key)]
@@ -1771,7 +1800,7 @@ class _Timed(Registry[K, V]):
         self._tell(gone)
 
     def expire(self) -> int:
-        """Drop everything whose time is over, now; says how many left. (The janitor does it by itself.)"""
+        """Drop everything whose time is over, now; says how many left. The janitor does it by itself."""
         expired = 0
         while True:
             gone: list[_Gone] = []
@@ -1804,7 +1833,7 @@ def _fetch_raw(registry: Registry[K, V], key: K) -> V:
 
 
 def _reference(owner: object | None) -> Callable[[], Any]:
-    """A weak reference where there can be one: the owner holds the registry, and a cycle would delay both their ends."""
+    """A weak reference where there can be one: the owner holds the registry, and a cycle would delay both ends."""
     if owner is None:
         return _nobody
     try:
@@ -1833,7 +1862,9 @@ def _timed(kind: type[Any]) -> type[Any]:
         return _Timed
     if (kind, _Timed) not in _classes:
         namespace = {"__module__": kind.__module__, "__slots__": (), "_plain": kind}
-        _classes[kind, _Timed] = types.new_class(kind.__name__, (kind, _Timed), exec_body=lambda ns: ns.update(namespace))
+        _classes[kind, _Timed] = types.new_class(
+            kind.__name__, (kind, _Timed), exec_body=lambda ns: ns.update(namespace)
+        )
     return _classes[kind, _Timed]
 
 
@@ -1856,7 +1887,9 @@ def _copy_class(kind: type[Any]) -> type[Any]:
     adopted = _adopted(kind)
     if adopted is not None:
         return _adopting(adopted, Registry)
-    return next((base.__dict__["_copies_as"] for base in kind.__mro__ if "_copies_as" in base.__dict__), _plain_class(kind))
+    return next(
+        (base.__dict__["_copies_as"] for base in kind.__mro__ if "_copies_as" in base.__dict__), _plain_class(kind)
+    )
 
 
 def _restore(kind: type[Any], adopted: type[Any] | None, plain: dict[str, Any]) -> Any:
@@ -1880,7 +1913,9 @@ def _adopting(kind: type[Any], registry: type[Any]) -> type[Any]:
         if issubclass(kind, defaultdict):
             # A defaultdict is laid out as C sees fit and cannot be a registry too: its subclass is rebuilt on one.
             namespace |= {
-                name: value for name, value in kind.__dict__.items() if name not in {"__dict__", "__weakref__", "__slots__"}
+                name: value
+                for name, value in kind.__dict__.items()
+                if name not in {"__dict__", "__weakref__", "__slots__"}
             }
             bases = tuple(_adopting(base, registry) if issubclass(base, dict) else base for base in kind.__bases__)
         try:
@@ -1963,8 +1998,8 @@ def retire(registry: Registry[Any, Any]) -> None:
     """
     Let go of a registry whose attribute was rebound or deleted: close it, unless somebody else has taken it.
 
-    ``old, self.pending = self.pending, {}`` hands the content to whoever holds *old*; to empty it would lose what they took it
-    for. The caller holds *registry* in one local variable, and nowhere else.
+    ``old, self.pending = self.pending, {}`` hands the content to whoever holds *old*; to empty it would lose what
+    they took it for. The caller holds *registry* in one local variable, and nowhere else.
     """
     if getrefcount(registry) <= _HANDED_OVER:
         registry.close()

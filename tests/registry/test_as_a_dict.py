@@ -465,7 +465,7 @@ class Sensitive:
 def test_a_copy_is_complete_although_entries_leave_halfway(elsewhere: Callable[..., Any]) -> None:
     """``dict(r)`` shows the registry as it stood when the copying began, whatever leaves meanwhile."""
     keys = [Sensitive(name) for name in "abcd"]
-    registry: Registry[Any, int] = Registry({key: 0 for key in keys}, maxsize=4)
+    registry: Registry[Any, int] = Registry(dict.fromkeys(keys, 0), maxsize=4)
     left = []
 
     def leave() -> None:
@@ -478,7 +478,7 @@ def test_a_copy_is_complete_although_entries_leave_halfway(elsewhere: Callable[.
     copied.update(registry)
 
     assert 1 == len(registry)
-    assert {key: 0 for key in keys} == copied
+    assert dict.fromkeys(keys, 0) == copied
 
 
 def abandon(registry: Registry[Any, Any], key: Sensitive, how: Callable[..., Any] = dict.update) -> None:
@@ -498,7 +498,7 @@ def abandon(registry: Registry[Any, Any], key: Sensitive, how: Callable[..., Any
 def test_a_copy_that_is_abandoned_halfway_leaves_nothing_behind() -> None:
     """After a copy that failed in its middle, lookups see the present values, and count."""
     keys = [Sensitive(name) for name in "abcd"]
-    registry: Registry[Any, int] = Registry({key: 0 for key in keys}, maxsize=4)
+    registry: Registry[Any, int] = Registry(dict.fromkeys(keys, 0), maxsize=4)
     abandon(registry, keys[2])
     registry[keys[3]] = 99
 

@@ -65,7 +65,7 @@ class Told(RuleBasedStateMachine):
         ttl: int | None,
         idle: int | None,
         overflow: Any,
-        asks: bool,  # noqa: FBT001 - drawn
+        asks: bool,
     ) -> None:
         self.clock = ManualClock()
         self.policy, self.maxsize, self.max_bytes, self.ttl, self.idle = policy, maxsize, max_bytes, ttl, idle

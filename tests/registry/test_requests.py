@@ -28,7 +28,7 @@ def test_trim_evicts_down_to_its_target(to: Any, left: int) -> None:
 
 
 def test_trim_to_bytes() -> None:
-    registry: Registry[int, str] = Registry({i: "xx" for i in range(10)}, max_bytes="1kB", getsizeof=len)
+    registry: Registry[int, str] = Registry(dict.fromkeys(range(10), "xx"), max_bytes="1kB", getsizeof=len)
 
     assert 5 == registry.trim("10B")
     assert 10 == registry.stats().bytes
