@@ -16,7 +16,21 @@ from typing import Any
 from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.leases import MISSING as _MISSING
 from hygiene.limits import Limits
-from hygiene.registry import _POLLS, Registry, _by_recency, _fill, _first, _Gone, _like, _look, _make, _store, _Timed
+from hygiene.registry import (
+    _POLLS,
+    Registry,
+    _by_recency,
+    _copy_class,
+    _fill,
+    _first,
+    _Gone,
+    _is_atomic,
+    _like,
+    _look,
+    _make,
+    _store,
+    _Timed,
+)
 
 __all__ = ["Group"]
 
@@ -118,6 +132,9 @@ class _Rows(Registry[Any, None]):
         for column in self._present():
             column._measure_lent()
 
+    def _entries_of(self, gone: list[_Gone]) -> int:
+        return len({column._row(key) for column, key, *_ in gone if isinstance(column, _Column)})
+
     def _after_fork(self) -> None:
         super()._after_fork()
         for column in self._present():  # whichever of them was given its new lock first, it is one lock
@@ -129,6 +146,10 @@ class _Column(_Timed[Any, Any]):
 
     __slots__ = ("_derive", "_group", "_members", "_rows")
     _copies_as = Registry
+
+    def __new__(cls, source: Any = (), /, **limits: Any) -> Any:
+        # Called like this by code that makes another dict of the same class (``dataclasses.asdict``): not a column of ours.
+        return _copy_class(cls)(source, **limits)
 
     def _configure(self, limits: Limits, owner: object | None = None) -> None:
         super()._configure(limits, owner)
@@ -221,6 +242,8 @@ class _Column(_Timed[Any, Any]):
 
     def _enter(self, key: Any, size: int | None, rank: float) -> None:
         rows, row = self._rows, self._row(key)
+        if not rows._guarded and not _is_atomic(row):
+            rows._guard()
         if not dict.__contains__(rows, row):
             _store(rows, row, None)
         if self._members is not None:

@@ -52,6 +52,7 @@ class Janitor:
     def _start(self) -> None:
         self._news: queue.SimpleQueue[tuple[float, int, weakref.ref[Charge]] | None] = queue.SimpleQueue()
         self._agenda: list[tuple[float, int, weakref.ref[Charge]]] = []
+        self._visiting: tuple[float, int, weakref.ref[Charge]] | None = None
         self._stale = False
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -110,6 +111,8 @@ class Janitor:
     def _visit_due(self) -> None:
         now = time.monotonic()
         while self._agenda and self._agenda[0][0] <= now:
+            # Noted first: a child that is forked during a visit, and does not have this thread, has to repeat it.
+            self._visiting = self._agenda[0]
             reference = heapq.heappop(self._agenda)[2]
             charge = reference()
             if charge is None:
@@ -122,9 +125,12 @@ class Janitor:
             del charge  # or this frame would keep it alive until the next visit
             if delay is not None:
                 heapq.heappush(self._agenda, (time.monotonic() + delay, next(self._serial), reference))
+            self._visiting = None
 
     def _after_fork(self) -> None:
         watched = [item for item in self._agenda if item[2]() is not None]
+        if self._visiting is not None and self._visiting not in watched and self._visiting[2]() is not None:
+            watched.append(self._visiting)
         while not self._news.empty():
             news = self._news.get_nowait()
             if news is not None:

@@ -12,6 +12,10 @@ storage directly (``json``, ``orjson``, ``msgspec``) sees the true entries.
 **Reads take no lock.** Under the GIL each C call is atomic. A read moves the key to the recent end, then fetches the
 value; if another thread removed the entry in between, the second call says so and the read goes the slow way.
 
+**Keys that run code.** A C call is atomic only as long as it does not compare keys in Python. The first key whose
+``__eq__`` is Python code (a dataclass, a UUID) makes the registry *guarded*: from then on whatever touches an order
+takes the lock.
+
 **Writes.** With nothing but *maxsize* a write takes no lock either: it stores, and whoever finds the registry over
 its bound and gets the lock without waiting sweeps; the others go on. (A lock that every writer waits for is a convoy
 under the GIL: four threads reach a fifth of one thread's rate.) The sweeper looks again after letting go, so at rest
@@ -201,6 +205,7 @@ class Registry(OrderedDict[K, V]):
         "_early",
         "_evicted",
         "_flights",
+        "_guarded",
         "_held",
         "_hits",
         "_hook_errors",
@@ -306,6 +311,7 @@ class Registry(OrderedDict[K, V]):
         self._evicted = itertools.repeat(None, sys.maxsize)  # counts as `_tally` does
         self._reads = self._hits = self._misses = self._wasted = self._revived = self._hook_errors = 0
         self._overflowed = self._watched = self._closed = False
+        self._guarded = not _GIL
         self._strict = True  # a name given for *busy* or *close* that no value has must not go unseen
         self._parked: OrderedDict[Any, None] = OrderedDict()
         self._order: Order | None = None
@@ -339,10 +345,16 @@ class Registry(OrderedDict[K, V]):
 
     def _choose_paths(self) -> None:
         """Decide which reads and writes may go the short way: those with nothing to keep in step."""
-        own_list = _GIL and self._order is None and self._moves and self._sizes is None
+        own_list = not self._guarded and self._order is None and self._moves and self._sizes is None
         self._used_in_order = self._order is not None or not self._moves
         self._tally: Iterable[None] = self._ticks if own_list and not self._copies else ()
         self._light = own_list and self._timer is None and self._plain_writes()
+
+    def _guard(self) -> None:
+        """From now on every operation on an order takes the lock: a key whose comparison is Python code has come."""
+        with self._lock:
+            self._guarded = True
+            self._choose_paths()
 
     def _plain_writes(self) -> bool:
         limits = self._limits
@@ -440,6 +452,13 @@ class Registry(OrderedDict[K, V]):
 
     def _touch(self, key: Any) -> None:
         """Count *key* as used, if it is here."""
+        if self._guarded:
+            with self._lock:
+                self._use(key)
+        else:
+            self._use(key)
+
+    def _use(self, key: Any) -> None:
         order = self._order
         if order is None:
             if self._moves:
@@ -548,7 +567,7 @@ class Registry(OrderedDict[K, V]):
     # Writing.
 
     def __setitem__(self, key: K, value: V) -> None:
-        if not self._light:
+        if not self._light or (type(key) not in _ATOMIC and not _is_atomic(key)):
             self._put(key, value)
             return
         _store(self, key, value)
@@ -605,6 +624,8 @@ class Registry(OrderedDict[K, V]):
         What user code may refuse comes first, then the change under the lock, then the news.
         """
         hash(key)  # an unhashable key is refused before anything has changed
+        if not self._guarded and type(key) not in _ATOMIC and not _is_atomic(key):
+            self._guard()
         if self._clocked:
             self._settle(key)
         limits = self._limits
@@ -1229,15 +1250,20 @@ class Registry(OrderedDict[K, V]):
         """
         entries, size = self._target(to)
         gone: list[_Gone] = []
-        self._expire_due(gone)
-        self._poll_parked(len(self))
-        before = len(gone)
-        while len(self) > entries or (size is not None and self._bytes > size):
-            if not self._evict_one(Cause.PRESSURE, _MISSING, gone):
-                break
-        evicted = len(gone) - before
-        self._tell(gone)
-        return evicted
+        try:
+            self._expire_due(gone)
+            self._poll_parked(len(self))
+            before = len(gone)
+            while len(self) > entries or (size is not None and self._bytes > size):
+                if not self._evict_one(Cause.PRESSURE, _MISSING, gone):
+                    break
+            return self._entries_of(gone[before:])
+        finally:
+            self._tell(gone)
+
+    def _entries_of(self, gone: list[_Gone]) -> int:
+        """How many entries these removals were."""
+        return len(gone)
 
     def _target(self, to: int | str) -> tuple[int, int | None]:
         wanted = 'trim(to=...) takes a number of entries, a share such as "50%", or bytes such as "10MiB"'
@@ -1805,10 +1831,26 @@ class _Timed(Registry[K, V]):
         while True:
             gone: list[_Gone] = []
             looked = self._expire_due(gone)
-            expired += len(gone)
+            expired += self._entries_of(gone)
             self._tell(gone)
             if not looked:
                 return expired
+
+
+def _is_atomic(key: Any) -> bool:
+    """
+    Whether comparing this key runs no Python code, so that one C call on an ``OrderedDict`` is atomic under the GIL.
+
+    Where it does, another thread may change the dict in the middle of the comparison. A dict survives that; an
+    ``OrderedDict`` of CPython 3.11 to 3.13 goes on with an index into a table that is gone, and crashes the process.
+    (A hash in Python is harmless: it is asked for before anything else.)
+    """
+    kind = type(key)
+    if type(kind.__eq__) is not types.WrapperDescriptorType:
+        return False
+    if isinstance(key, (tuple, frozenset)):
+        return all(type(part) in _ATOMIC or _is_atomic(part) for part in key)
+    return True
 
 
 def _first(keys: Callable[[], Iterator[Any]]) -> Any:
@@ -1846,6 +1888,8 @@ def _nobody() -> None:
     return None
 
 
+# Types of most keys whose comparison is C code.
+_ATOMIC = frozenset({str, int, bytes, float, bool, type(None)})
 # Types of most values whose instances cannot be weakly referenced; a look here is cheaper than asking the type.
 _STRONG = frozenset({int, float, bool, str, bytes, tuple, list, dict, type(None)})
 _REVIVABLE = frozenset({Cause.SIZE, Cause.BYTES, Cause.PRESSURE})

@@ -16,6 +16,7 @@ __all__ = ["sizeof"]
 # them on every write would make a put as slow as the list is long.
 _SAMPLE = 24
 _DEPTH = 8
+_SHELL = 64  # bytes of an object that cannot say
 _FLAT = (int, float, complex, bool, str, bytes, bytearray, type(None), type, range)
 _FOREIGN = (ModuleType, FunctionType, BuiltinFunctionType, CodeType)
 
@@ -33,26 +34,29 @@ def sizeof(value: Any) -> int:
 
 
 def _sizeof(value: Any, seen: set[int], depth: int) -> int:
-    size = sys.getsizeof(value, 64)
-    kind = type(value)
-    if kind in _FLAT or isinstance(value, _FOREIGN):
-        return size
-    if id(value) in seen:
-        return 0
-    seen.add(id(value))
-    if depth == 0:
-        return size
-    told = getattr(value, "nbytes", None) if hasattr(kind, "nbytes") else None
-    if isinstance(told, int):
-        return max(size, told)
-    if isinstance(value, dict):
-        pairs = _sample(value.items() if kind is dict else dict.items(value))
-        walked = sum(_sizeof(k, seen, depth - 1) + _sizeof(v, seen, depth - 1) for k, v in pairs)
-        size += _scaled(walked, len(pairs), dict.__len__(value))
-    elif isinstance(value, (list, tuple, set, frozenset)) or hasattr(kind, "appendleft"):
-        items = _sample(value)
-        size += _scaled(sum(_sizeof(item, seen, depth - 1) for item in items), len(items), len(value))
-    return size + sum(_sizeof(part, seen, depth - 1) for part in _attributes(value, kind))
+    try:
+        size = sys.getsizeof(value, _SHELL)
+        kind = type(value)
+        if kind in _FLAT or isinstance(value, _FOREIGN):
+            return size
+        if id(value) in seen:
+            return 0
+        seen.add(id(value))
+        if depth == 0:
+            return size
+        told = getattr(value, "nbytes", None) if hasattr(kind, "nbytes") else None
+        if isinstance(told, int):
+            return max(size, told)
+        if isinstance(value, dict):
+            pairs = _sample(value.items() if kind is dict else dict.items(value))
+            walked = sum(_sizeof(k, seen, depth - 1) + _sizeof(v, seen, depth - 1) for k, v in pairs)
+            size += _scaled(walked, len(pairs), dict.__len__(value))
+        elif isinstance(value, (list, tuple, set, frozenset)) or hasattr(kind, "appendleft"):
+            items = _sample(value)
+            size += _scaled(sum(_sizeof(item, seen, depth - 1) for item in items), len(items), len(value))
+        return size + sum(_sizeof(part, seen, depth - 1) for part in _attributes(value, kind))
+    except Exception:  # the value's own code, which is asked in passing
+        return _SHELL
 
 
 def _sample(items: Iterable[Any]) -> list[Any]:

@@ -36,7 +36,9 @@ def test_a_size_in_bytes(text: Any, wanted: int) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 0.0, "0s", float("inf"), float("nan"), timedelta(0), timedelta(days=-1)])
 def test_a_duration_is_positive_and_finite(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"idle must be positive: seconds, a timedelta, or text.*found .*Leave it out for no limit"):
+    with pytest.raises(
+        ValueError, match=r"idle must be positive: seconds, a timedelta, or text.*found .*Leave it out for no limit"
+    ):
         seconds(value, "idle")
 
 

@@ -191,7 +191,9 @@ def test_what_is_over_is_not_read(reader: str, clock: ManualClock) -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle_brings_back_content_and_limits(protocol: int) -> None:
     """What is loaded holds the same entries and is bounded as before; hooks are code and stay behind."""
-    registry: Registry[str, int] = Registry(CONTENT, maxsize=3, ttl="1h", name="sessions", on_evict=print, close="close")
+    registry: Registry[str, int] = Registry(
+        CONTENT, maxsize=3, ttl="1h", name="sessions", on_evict=print, close="close"
+    )
     loaded = pickle.loads(pickle.dumps(registry, protocol))
     loaded["d"] = 4
 

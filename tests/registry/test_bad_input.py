@@ -34,7 +34,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_bytes": 1.5}, TypeError, r"max_bytes must be at least 1.*found 1\.5"),
     ({"getsizeof": len}, ValueError, r"getsizeof measures for max_bytes; found no max_bytes\. Give one"),
     ({"getsizeof": 3, "max_bytes": 9}, TypeError, r"getsizeof must be callable, or None; found 3"),
-    ({"policy": "random"}, ValueError, r"policy must be one of lru, fifo.*subclass of cachetools\.Cache; found 'random'"),
+    (
+        {"policy": "random"},
+        ValueError,
+        r"policy must be one of lru, fifo.*subclass of cachetools\.Cache; found 'random'",
+    ),
     ({"policy": dict}, ValueError, r"policy must be one of.*found <class 'dict'>"),
     ({"policy": cachetools.LRUCache(3)}, (TypeError, ValueError), r"policy must be one of"),
     ({"policy": "importance"}, ValueError, r"importance=callable go together"),
@@ -150,7 +154,9 @@ def test_a_key_that_raises_loses_nothing(flavour: str, mood: str) -> None:
 @pytest.mark.parametrize("to", [-1, "many", "-5%", "150%", "5 parsecs", "nan%"])
 def test_trim_names_what_it_takes(to: Any) -> None:
     registry: Registry[str, int] = Registry({"a": 1}, max_bytes=1000)
-    with pytest.raises(ValueError, match=r"trim\(to=...\) takes a number of entries, a share|to must be at least 1: bytes"):
+    with pytest.raises(
+        ValueError, match=r"trim\(to=...\) takes a number of entries, a share|to must be at least 1: bytes"
+    ):
         registry.trim(to)
 
     assert {"a": 1} == registry
@@ -167,7 +173,9 @@ def test_trim_to_what_is_no_target(to: Any) -> None:
 
 def test_trim_to_bytes_needs_a_registry_that_measures() -> None:
     registry: Registry[str, int] = Registry({"a": 1})
-    with pytest.raises(ValueError, match=r"found '10MiB' for a registry without max_bytes, which does not measure bytes"):
+    with pytest.raises(
+        ValueError, match=r"found '10MiB' for a registry without max_bytes, which does not measure bytes"
+    ):
         registry.trim("10MiB")
 
 

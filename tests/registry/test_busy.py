@@ -115,7 +115,9 @@ def test_busy_when_met_counts_as_used() -> None:
 # All of them.
 
 
-def test_all_busy_grows_beyond_the_bound_and_says_so_once(caplog: pytest.LogCaptureFixture, policy: dict[str, Any]) -> None:
+def test_all_busy_grows_beyond_the_bound_and_says_so_once(
+    caplog: pytest.LogCaptureFixture, policy: dict[str, Any]
+) -> None:
     """Nothing in use is lost: the bound is exceeded, counted, and logged once until it holds again."""
     busy = True
     registry: Registry[int, int] = Registry(maxsize=2, busy=lambda entry: busy, name="sessions", **policy)
@@ -156,10 +158,18 @@ def test_all_busy_can_refuse_the_new(policy: dict[str, Any]) -> None:
     told: list[Any] = []
     busy = True
     registry: Registry[str, int] = Registry(
-        {"a": 1, "b": 2}, maxsize=2, busy=lambda entry: busy, overflow="raise", on_evict=told.append, name="outbox", **policy
+        {"a": 1, "b": 2},
+        maxsize=2,
+        busy=lambda entry: busy,
+        overflow="raise",
+        on_evict=told.append,
+        name="outbox",
+        **policy,
     )
     before = registry.stats()
-    with pytest.raises(RegistryFull, match=r"wanted to add 'c' to registry outbox, found it full: 2 of 2 entries.*raise maxsize") as caught:
+    with pytest.raises(
+        RegistryFull, match=r"wanted to add 'c' to registry outbox, found it full: 2 of 2 entries.*raise maxsize"
+    ) as caught:
         registry["c"] = 3
     with pytest.raises(RegistryFull):
         registry.setdefault("c", 3)
@@ -309,7 +319,9 @@ def test_a_raising_busy_keeps_the_entry(caplog: pytest.LogCaptureFixture) -> Non
     assert "busy of registry sessions raised for key 'odd'" in caplog.text
 
 
-def test_busy_runs_with_the_lock_free(elsewhere: Callable[..., Any], policy: dict[str, Any], clock: ManualClock) -> None:
+def test_busy_runs_with_the_lock_free(
+    elsewhere: Callable[..., Any], policy: dict[str, Any], clock: ManualClock
+) -> None:
     """The answer may come from another thread that uses the registry."""
     inside: list[Any] = []
 
@@ -377,8 +389,14 @@ class Plain:
     pass
 
 
-@pytest.mark.parametrize("make", [dict, list, set, Plain, lambda: [[1], {"a": 2}]], ids=["dict", "list", "set", "object", "nested"])
-@pytest.mark.parametrize("limits", [{}, {"ttl": 60}, {"max_bytes": 10**9}, {"on_evict": lambda removal: None}], ids=["plain", "ttl", "bytes", "told"])
+@pytest.mark.parametrize(
+    "make", [dict, list, set, Plain, lambda: [[1], {"a": 2}]], ids=["dict", "list", "set", "object", "nested"]
+)
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"ttl": 60}, {"max_bytes": 10**9}, {"on_evict": lambda removal: None}],
+    ids=["plain", "ttl", "bytes", "told"],
+)
 @pytest.mark.parametrize("policy", ["lru", "fifo"])
 def test_a_value_that_somebody_holds_stays(make: Callable[[], Any], limits: dict[str, Any], policy: Any) -> None:
     """``busy=referenced`` works for plain dicts and lists, which cannot be weakly referenced."""

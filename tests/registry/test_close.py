@@ -84,7 +84,10 @@ THEIRS: dict[str, Callable[[Registry[Any, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("cause", OURS)
-@pytest.mark.parametrize(("close", "wanted"), [("auto", "close"), ("close", "close"), ("hang_up", "hang_up"), (Connection.hang_up, "hang_up")])
+@pytest.mark.parametrize(
+    ("close", "wanted"),
+    [("auto", "close"), ("close", "close"), ("hang_up", "hang_up"), (Connection.hang_up, "hang_up")],
+)
 def test_what_the_registry_drops_is_closed_once(clock: ManualClock, cause: str, close: Any, wanted: str) -> None:
     """By a callable, a method's name, or whichever way the value has."""
     registry: Registry[str, Connection] = Registry(maxsize=1, ttl=60, close=close, timer=clock)

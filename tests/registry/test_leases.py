@@ -482,7 +482,10 @@ async def test_an_asynchronous_factory_needs_async_with() -> None:
     async def create() -> int:
         return 1
 
-    with pytest.raises(TypeError, match=r"create for key 'a' is asynchronous: use `async with`"), registry.lease("a", create):
+    with (
+        pytest.raises(TypeError, match=r"create for key 'a' is asynchronous: use `async with`"),
+        registry.lease("a", create),
+    ):
         pass
     gc.collect()  # a coroutine that was never awaited would warn here
 

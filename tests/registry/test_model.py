@@ -227,7 +227,9 @@ class Told(RuleBasedStateMachine):
         for record_key in list(self.model):
             assert self.registry.peek(record_key) is self.model[record_key].value or self.is_over(record_key)
         movable = [k for k in self.model if k != key and not self.in_use(k)] if self.policy != "none" else []
-        too_many = self.maxsize is not None and key not in self.model and len(self.model) >= self.maxsize and not movable
+        too_many = (
+            self.maxsize is not None and key not in self.model and len(self.model) >= self.maxsize and not movable
+        )
         stay = sum(r.value.weight for k, r in self.model.items() if k not in movable and k != key)
         too_heavy = self.max_bytes is not None and stay + weight > self.max_bytes
         assert too_many or too_heavy

@@ -244,7 +244,14 @@ DROPPERS: dict[str, Callable[[Registry[Any, Any]], Any]] = {
 
 @pytest.mark.parametrize(
     "limits",
-    [{}, {"ttl": 60}, {"busy": lambda entry: False}, {"policy": "lfu"}, {"max_bytes": 100}, {"close": lambda value: None}],
+    [
+        {},
+        {"ttl": 60},
+        {"busy": lambda entry: False},
+        {"policy": "lfu"},
+        {"max_bytes": 100},
+        {"close": lambda value: None},
+    ],
     ids=["lru", "ttl", "busy", "lfu", "bytes", "close"],
 )
 @pytest.mark.parametrize("dropper", DROPPERS)

@@ -17,7 +17,10 @@ def numbers(count: int, **limits: Any) -> Registry[int, int]:
     return Registry({i: i for i in range(count)}, **limits)
 
 
-@pytest.mark.parametrize(("to", "left"), [(3, 3), (0, 0), (10, 10), (99, 10), ("50%", 5), ("0%", 0), ("100%", 10), ("33.3%", 3), (" 20% ", 2)])
+@pytest.mark.parametrize(
+    ("to", "left"),
+    [(3, 3), (0, 0), (10, 10), (99, 10), ("50%", 5), ("0%", 0), ("100%", 10), ("33.3%", 3), (" 20% ", 2)],
+)
 def test_trim_evicts_down_to_its_target(to: Any, left: int) -> None:
     """A number of entries, or a share of those present; the least recently used leave."""
     registry = numbers(10)

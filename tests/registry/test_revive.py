@@ -82,7 +82,9 @@ def test_a_value_that_nobody_holds_is_gone(no_collector: None) -> None:
     assert registry.get("a") is None
 
 
-@pytest.mark.parametrize("remove", [lambda r: r.pop("a"), lambda r: r.clear(), lambda r: r.close(), lambda r: r.__delitem__("a")])
+@pytest.mark.parametrize(
+    "remove", [lambda r: r.pop("a"), lambda r: r.clear(), lambda r: r.close(), lambda r: r.__delitem__("a")]
+)
 def test_what_the_caller_removed_is_not_revived(limits: dict[str, Any], remove: Callable[[Any], Any]) -> None:
     """``del`` means gone, whoever holds the value."""
     registry: Registry[str, Value] = Registry(maxsize=1, **limits)
@@ -93,7 +95,9 @@ def test_what_the_caller_removed_is_not_revived(limits: dict[str, Any], remove: 
     assert "a" not in registry
 
 
-@pytest.mark.parametrize("remove", [lambda r: r.pop("a"), lambda r: r.clear(), lambda r: r.close(), lambda r: r.__delitem__("a")])
+@pytest.mark.parametrize(
+    "remove", [lambda r: r.pop("a"), lambda r: r.clear(), lambda r: r.close(), lambda r: r.__delitem__("a")]
+)
 def test_removing_reaches_the_evicted_too(limits: dict[str, Any], remove: Callable[[Any], Any]) -> None:
     """After ``del r[k]`` the key is gone, also where its value had been evicted and is still held."""
     registry: Registry[str, Value] = Registry(maxsize=1, **limits)

@@ -279,7 +279,12 @@ def test_a_loop_sees_once_what_stayed(together: Callable[..., None], hasty: None
 
     def walk() -> None:
         while not stop.is_set():
-            for keys in (list(registry), list(registry.keys()), list(dict(registry)), [key for key, _ in registry.items()]):
+            for keys in (
+                list(registry),
+                list(registry.keys()),
+                list(dict(registry)),
+                [key for key, _ in registry.items()],
+            ):
                 assert stay == [key for key in keys if isinstance(key, str)]
                 assert len(keys) == len(set(keys))
 
@@ -300,7 +305,9 @@ class Key:
 
 
 @pytest.mark.parametrize("limits", [{}, {"ttl": 60}, {"policy": "lfu"}], ids=["plain", "ttl", "lfu"])
-def test_keys_that_run_code_do_not_break_the_order(together: Callable[..., None], hasty: None, limits: dict[str, Any]) -> None:
+def test_keys_that_run_code_do_not_break_the_order(
+    together: Callable[..., None], hasty: None, limits: dict[str, Any]
+) -> None:
     """Threads that are switched in the middle of comparing keys leave a registry that works."""
     registry: Registry[Key, int] = Registry(maxsize=5, **limits)
 

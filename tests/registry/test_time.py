@@ -86,7 +86,14 @@ def test_reading_prolongs_idle_and_not_ttl(clock: ManualClock) -> None:
 
 
 @pytest.mark.parametrize(
-    "use", [lambda r: r["a"], lambda r: r.get("a"), lambda r: r.setdefault("a", 2), lambda r: r.touch("a"), lambda r: r.lease("a").__enter__()]
+    "use",
+    [
+        lambda r: r["a"],
+        lambda r: r.get("a"),
+        lambda r: r.setdefault("a", 2),
+        lambda r: r.touch("a"),
+        lambda r: r.lease("a").__enter__(),
+    ],
 )
 @pytest.mark.parametrize("policy", ["lru", "fifo", "lfu"])
 def test_what_counts_as_use(clock: ManualClock, use: Callable[[Any], Any], policy: Any) -> None:
@@ -100,7 +107,17 @@ def test_what_counts_as_use(clock: ManualClock, use: Callable[[Any], Any], polic
 
 @pytest.mark.parametrize(
     "look",
-    [lambda r: "a" in r, len, list, repr, dict, lambda r: r == {}, lambda r: r.peek("a"), lambda r: list(r.items()), lambda r: r.stats()],
+    [
+        lambda r: "a" in r,
+        len,
+        list,
+        repr,
+        dict,
+        lambda r: r == {},
+        lambda r: r.peek("a"),
+        lambda r: list(r.items()),
+        lambda r: r.stats(),
+    ],
 )
 def test_what_does_not(clock: ManualClock, look: Callable[[Any], Any]) -> None:
     registry: Registry[str, int] = Registry({"a": 1}, idle=10, timer=clock)
@@ -379,6 +396,7 @@ def test_an_entry_removed_while_it_is_used_leaves_no_trace(policy: Any, when: in
 
     clock = Interfering()
     registry: Registry[str, int] = Registry(idle=3600, ttl=7200, timer=clock, policy=policy)
+
     def lease(key: str) -> None:
         with registry.lease(key):
             pass

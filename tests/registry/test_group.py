@@ -340,7 +340,9 @@ class Record:
     ],
     ids=["copy", "deepcopy", "dict", "**", "|", "pickle", "asdict", "r.copy"],
 )
-@pytest.mark.parametrize("limits", [{}, {"ttl": 3600}, {"on_evict": lambda removal: None}], ids=["plain", "ttl", "told"])
+@pytest.mark.parametrize(
+    "limits", [{}, {"ttl": 3600}, {"on_evict": lambda removal: None}], ids=["plain", "ttl", "told"]
+)
 def test_a_column_is_copied_out_of_its_group(read: Callable[[Any], Any], limits: dict[str, Any]) -> None:
     """A copy has the entries and stands alone; making it is no use of the rows."""
     group, sessions, locks = pair(maxsize=3, **limits)
