@@ -1846,6 +1846,8 @@ def _is_atomic(key: Any) -> bool:
     (A hash in Python is harmless: it is asked for before anything else.)
     """
     kind = type(key)
+    if kind is tuple and _ATOMIC.issuperset(map(type, key)):  # (chat, user): the usual case, at the price of two calls
+        return True
     if type(kind.__eq__) is not types.WrapperDescriptorType:
         return False
     if isinstance(key, (tuple, frozenset)):

@@ -117,7 +117,7 @@ def test_without_a_loop_an_asynchronous_release_waits() -> None:
     releases = Releases(lambda value, error: None)
     releases.start(1, close, None)
     releases.start(2, Closer(), None)
-    releases.start(3, lambda value: close(value), None)
+    releases.start(3, lambda value: close(value + 0), None)
     assert (3, []) == (releases.unfinished, called)
     asyncio.run(releases.drain())
 

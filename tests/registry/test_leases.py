@@ -292,10 +292,11 @@ async def test_ten_tasks_call_the_factory_once() -> None:
     """Whoever asks for a key that is being created waits for it, and gets the same object."""
     registry: Registry[str, object] = Registry(maxsize=1)
     calls: list[object] = []
-    go = asyncio.Event()
+    begun, go = asyncio.Event(), asyncio.Event()
 
     async def create() -> object:
         calls.append(made := object())
+        begun.set()
         await go.wait()
         return made
 
@@ -305,8 +306,7 @@ async def test_ten_tasks_call_the_factory_once() -> None:
 
     async with asyncio.timeout(20):
         tasks = [asyncio.create_task(use()) for _ in range(10)]
-        while not calls:
-            await asyncio.sleep(0)
+        await begun.wait()
         go.set()
         values = await asyncio.gather(*tasks)
 
@@ -342,11 +342,12 @@ async def test_a_failing_factory_fails_for_all_who_wait() -> None:
     """Those who wait get the same exception, and the next one who asks tries again."""
     registry: Registry[str, int] = Registry(maxsize=1)
     calls = 0
-    go = asyncio.Event()
+    begun, go = asyncio.Event(), asyncio.Event()
 
     async def create() -> int:
         nonlocal calls
         calls += 1
+        begun.set()
         await go.wait()
         raise ConnectionError("no server")
 
@@ -356,8 +357,7 @@ async def test_a_failing_factory_fails_for_all_who_wait() -> None:
 
     async with asyncio.timeout(20):
         tasks = [asyncio.create_task(use()) for _ in range(5)]
-        while not calls:
-            await asyncio.sleep(0)
+        await begun.wait()
         go.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -372,11 +372,12 @@ async def test_a_cancelled_creator_hands_over(survivors: int) -> None:
     """If the one who creates is cancelled, one of those who wait creates in its place."""
     registry: Registry[str, int] = Registry(maxsize=1)
     calls = 0
-    go = asyncio.Event()
+    begun, go = asyncio.Event(), asyncio.Event()
 
     async def create() -> int:
         nonlocal calls
         calls += 1
+        begun.set()
         await go.wait()
         return calls
 
@@ -386,8 +387,7 @@ async def test_a_cancelled_creator_hands_over(survivors: int) -> None:
 
     async with asyncio.timeout(20):
         creator = asyncio.create_task(use())
-        while not calls:
-            await asyncio.sleep(0)
+        await begun.wait()
         waiting = [asyncio.create_task(use()) for _ in range(survivors)]
         await asyncio.sleep(0)
         creator.cancel()
@@ -404,11 +404,12 @@ async def test_a_cancelled_creator_hands_over(survivors: int) -> None:
 async def test_a_cancelled_waiter_disturbs_nobody() -> None:
     registry: Registry[str, int] = Registry(maxsize=1)
     calls = 0
-    go = asyncio.Event()
+    begun, go = asyncio.Event(), asyncio.Event()
 
     async def create() -> int:
         nonlocal calls
         calls += 1
+        begun.set()
         await go.wait()
         return calls
 
@@ -418,8 +419,7 @@ async def test_a_cancelled_waiter_disturbs_nobody() -> None:
 
     async with asyncio.timeout(20):
         creator = asyncio.create_task(use())
-        while not calls:
-            await asyncio.sleep(0)
+        await begun.wait()
         waiters = [asyncio.create_task(use()) for _ in range(3)]
         await asyncio.sleep(0)
         waiters[1].cancel()

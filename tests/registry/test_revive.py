@@ -41,7 +41,7 @@ LOOKUPS: dict[str, Callable[[Registry[Any, Any], Any], Any]] = {
     "setdefault": lambda r, key: r.setdefault(key, Value()),
     "lease": lambda r, key: r.lease(key).__enter__(),
     "lease with create": lambda r, key: r.lease(key, Value).__enter__(),
-    "in, then []": lambda r, key: r[key] if key in r else None,
+    "in, then []": lambda r, key: key in r and r[key],
     "pop": lambda r, key: r.pop(key),
 }
 

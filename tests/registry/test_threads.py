@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import json
 import random
@@ -84,10 +85,8 @@ def use(registry: Any, seed: int, mine: list[Slim], *, rounds: int = ROUNDS) -> 
         elif action == 11:
             registry.evict(key)
         elif action == 12:
-            try:
+            with contextlib.suppress(KeyError):
                 registry[key]
-            except KeyError:
-                pass
         else:
             registry.trim(rng.randrange(15, 25))
 
@@ -102,10 +101,10 @@ def look(registry: Any, stop: threading.Event) -> None:
         assert len(list(registry.values())) <= 60
         keys = list(registry.keys())
         assert len(keys) == len(set(keys))
-        dict(registry)
-        {**registry}
-        copy.copy(registry)
-        registry | {}
+        assert len(dict(registry)) <= 60
+        assert len({**registry}) <= 60
+        assert len(copy.copy(registry)) <= 60
+        assert len(registry | {}) <= 60
         repr(registry)
         json.dumps({str(key): value.number for key, value in registry.items()})
         registry.stats()

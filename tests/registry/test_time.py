@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -327,8 +328,9 @@ def test_a_process_without_time_limits_starts_no_thread() -> None:
     code = """
 import threading
 from hygiene.registry import Registry, referenced
-for limits in ({}, {"maxsize": 2}, {"max_bytes": 100}, {"maxsize": 2, "busy": referenced}, {"maxsize": 2, "on_evict": print.__eq__},
-               {"maxsize": 2, "policy": "lfu"}, {"maxsize": 2, "close": "auto"}):
+size = {"maxsize": 2}
+for limits in ({}, size, {"max_bytes": 100}, {**size, "busy": referenced}, {**size, "on_evict": print.__eq__},
+               {**size, "policy": "lfu"}, {**size, "close": "auto"}):
     registry = Registry(**limits)
     for i in range(10):
         registry[i] = [i]
@@ -405,10 +407,8 @@ def test_an_entry_removed_while_it_is_used_leaves_no_trace(policy: Any, when: in
         registry["a"] = 1
         registry["b"] = 2
         clock.armed = when
-        try:
+        with contextlib.suppress(KeyError):
             use("a")
-        except KeyError:
-            pass
     clock.armed = 0
     clock.advance(7200)
     registry.expire()
@@ -423,7 +423,7 @@ def test_an_entry_removed_while_it_is_used_leaves_no_trace(policy: Any, when: in
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 FORKED = """
-import os, sys, threading, warnings
+import contextlib, os, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 on: forking with threads is what is under test
 from hygiene.group import Group
 from hygiene.janitor import janitor
@@ -466,7 +466,10 @@ columns = group.adopt("a", {}), group.adopt("b", {})
 held, release = threading.Event(), threading.Event()
 
 def hold():
-    with plain._lock, told._lock, busy._lock, group.rows._lock, plain._broom, told._broom, busy._broom, group.rows._broom:
+    with contextlib.ExitStack() as stack:
+        for registry in (plain, told, busy, group.rows):
+            stack.enter_context(registry._lock)
+            stack.enter_context(registry._broom)
         held.set()
         release.wait(30)
 
