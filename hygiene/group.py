@@ -148,7 +148,7 @@ class _Column(_Timed[Any, Any]):
     _copies_as = Registry
 
     def __new__(cls, source: Any = (), /, **limits: Any) -> Any:
-        # Called like this by code that makes another dict of the same class (``dataclasses.asdict``): not a column of ours.
+        # So does code that makes another dict of the same class (``dataclasses.asdict``): no column of ours.
         return _copy_class(cls)(source, **limits)
 
     def _configure(self, limits: Limits, owner: object | None = None) -> None:

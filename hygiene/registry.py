@@ -383,9 +383,6 @@ class Registry(OrderedDict[K, V]):
         except BaseException:  # an unhashable key, or one whose comparison raised, is no hit
             self._wasted += 1
             raise
-        except BaseException:  # a key that cannot be hashed, say, is no hit
-            self._wasted += 1
-            raise
         return self._lookup(key)
 
     @overload
@@ -403,9 +400,6 @@ class Registry(OrderedDict[K, V]):
         except KeyError:
             self._wasted += 1
         except BaseException:  # an unhashable key, or one whose comparison raised, is no hit
-            self._wasted += 1
-            raise
-        except BaseException:  # as above
             self._wasted += 1
             raise
         value = self._find(key)
@@ -577,7 +571,9 @@ class Registry(OrderedDict[K, V]):
                 self._tail.pop(key, None)
             # Everybody who inserts looks, so nobody's surplus stays. Threads that look at the same moment may evict
             # one entry more than they had to, never one less.
-            if len(self) > self._bound and not self._leases:
+            # Where values may come back, the sweep takes the lock: else a look-up between the eviction and the entry in
+            # the tail would make a second value.
+            if len(self) > self._bound and not self._leases and self._tail is None:
                 oldest, evicted = _take_oldest(self, False)  # noqa: FBT003 - by keyword it costs a fifth more
                 if self._leases and oldest in self._leases:  # leased between the two lines above: the lease is right
                     _store(self, oldest, evicted)
@@ -617,9 +613,11 @@ class Registry(OrderedDict[K, V]):
         self.update(other)
         return self
 
-    def _put(self, key: Any, value: Any, *, keep: bool = False) -> Any:
+    def _put(self, key: Any, value: Any, *, keep: bool = False, back: bool = False) -> Any:
         """
         Write an entry, or with *keep* leave a living one as it is; return the value that is now held.
+
+        With *back* the value was here before, and has been converted.
 
         What user code may refuse comes first, then the change under the lock, then the news.
         """
@@ -629,7 +627,7 @@ class Registry(OrderedDict[K, V]):
         if self._clocked:
             self._settle(key)
         limits = self._limits
-        if limits.values is not None:
+        if limits.values is not None and not back:
             value = self._converted(value)
         size = None if self._sizes is None else self._weigh(key, value)
         rank = self._rank(key, value) if limits.importance is not None else 0.0
@@ -640,17 +638,21 @@ class Registry(OrderedDict[K, V]):
                     old = _look(self, key, _MISSING)
                     if keep and old is not _MISSING:
                         return old
-                    room = limits.overflow == "grow" or self._fits(key, old, size)
+                    # Evicted since the caller looked, and still held by somebody: then that is the value.
+                    evicted = self._in_tail(key, value) if keep and self._tail is not None else value
+                    room = evicted is value and (limits.overflow == "grow" or self._fits(key, old, size))
                     if room:
                         if old is not _MISSING and old is not value:
                             gone.append(self._replaced(key, old))
                         _store(self, key, value)
                         self._enter(key, size, rank)
-                        if self._tail is not None:
-                            self._tail.pop(key, None)
+                        if type(value) not in _STRONG or self._tail is not None:
+                            self._prepare_tail(key, value)
                         if len(self) > self._bound and self._in_line():
                             self._discard_oldest(Cause.SIZE, gone)
                         break
+                if evicted is not value:
+                    return self._put(key, evicted, keep=True, back=True)
                 if not self._may_fit(key, size) or not self._make_room(key, size or 0, gone):
                     raise RegistryFull(
                         f"wanted to add {key!r} to registry {self._label()}, found it full: "
@@ -1112,18 +1114,36 @@ class Registry(OrderedDict[K, V]):
 
     def _keep_tail(self, key: Any, value: Any) -> None:
         """Remember an evicted value as long as others hold it. Making a weak reference runs no user code."""
-        if not self._limits.revive or self._limits.close is not None or not type(value).__weakrefoffset__:
-            return
-        if self._tail is None:
-            self._tail = weakref.WeakValueDictionary()
-        self._tail[key] = value
+        if self._comes_back(value):
+            if self._tail is None:
+                self._tail = weakref.WeakValueDictionary()
+            self._tail[key] = value
+
+    def _comes_back(self, value: Any) -> bool:
+        """Whether *value*, once evicted, may be found again."""
+        return self._limits.revive and self._limits.close is None and bool(type(value).__weakrefoffset__)
+
+    def _prepare_tail(self, key: Any, value: Any) -> None:
+        """*value* was put in: from now on it is what *key* means, and one day it may come back. The lock is held."""
+        tail = self._tail
+        if tail is None:
+            if type(value) not in _STRONG and self._comes_back(value):
+                self._tail = weakref.WeakValueDictionary()
+        elif tail.data:  # type: ignore[attr-defined] # its dict: asking for its length runs Python code
+            tail.pop(key, None)
+
+    def _in_tail(self, key: Any, default: Any) -> Any:
+        """The evicted value of *key* that somebody still holds, or *default*."""
+        tail = self._tail
+        if tail is None or not tail.data:  # type: ignore[attr-defined] # as above
+            return default
+        return tail.get(key, default)
 
     def _revive(self, key: Any) -> Any:
         """Put an evicted value that is still alive back in; `_MISSING` if there is none."""
-        tail = self._tail
-        value = _MISSING if tail is None else tail.get(key, _MISSING)
+        value = self._in_tail(key, _MISSING)
         if value is not _MISSING:
-            value = self._put(key, value, keep=True)
+            value = self._put(key, value, keep=True, back=True)
             self._revived += 1
         return value
 

@@ -78,9 +78,7 @@ def test_a_bounded_subject_passes(subjects: ModuleType, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "said"), [("greedy", "hazard: 'fine'"), ("broken", "no such attribute")])
-def test_a_failing_subject_is_told_with_its_reason(
-    subjects: ModuleType, folder: Path, name: str, said: str
-) -> None:
+def test_a_failing_subject_is_told_with_its_reason(subjects: ModuleType, folder: Path, name: str, said: str) -> None:
     """A leak, and a driver that raises, fail the run and say why."""
     outcome = subjects.run(name, sys.executable, folder)
 

@@ -159,9 +159,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     for o in outcomes:
         retained = "-" if o.retained is None else o.retained
         said = {True: "yes", False: "NO"}
-        lines.append(
-            f"{o.name:28} {retained:>8}  {said[o.bounded]:7}  {said[o.hazard_ok]:9}  {o.seconds:7.1f}"
-        )
+        lines.append(f"{o.name:28} {retained:>8}  {said[o.bounded]:7}  {said[o.hazard_ok]:9}  {o.seconds:7.1f}")
     failed = [o for o in outcomes if not o.passed]
     lines += [f"\n{o.name} failed:\n{o.failure or 'not bounded, or the hazard went wrong'}" for o in failed]
     lines.append(f"\n{len(outcomes) - len(failed)} of {len(outcomes)} subjects passed")

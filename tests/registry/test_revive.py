@@ -165,6 +165,44 @@ def test_what_is_closed_is_not_revived() -> None:
     assert registry.get("a") is None
 
 
+def test_a_value_comes_back_as_it_was_converted() -> None:
+    """What *values* has made of it when it was put in is not converted a second time."""
+
+    class Box:
+        def __init__(self, content: object) -> None:
+            self.content = content
+
+    registry: Registry[str, Box] = Registry(maxsize=1, values=lambda value: Box(content=value))
+    held = registry.setdefault("a", 1)
+    registry["b"] = 2  # type: ignore[assignment]
+
+    assert held is registry["a"]
+    assert 1 == held.content
+
+
+def test_what_was_evicted_while_a_default_was_made_is_the_value() -> None:
+    """Between the look-up and the default, the value may have come and gone: whoever holds it decides."""
+
+    class Value:
+        pass
+
+    held: list[Value] = []
+
+    def make() -> Value:
+        if not held:
+            held.append(Value())
+            registry["a"] = held[0]
+            registry["b"] = Value()
+        return Value()
+
+    registry: Registry[str, Value] = Registry(maxsize=1, default_factory=make)
+    registry.setdefault("c", Value())
+
+    found = registry["a"]
+
+    assert held[0] is found
+
+
 def test_reviving_can_be_switched_off() -> None:
     registry: Registry[str, Value] = Registry(maxsize=1, revive=False)
     held = registry["a"] = Value()
