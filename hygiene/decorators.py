@@ -27,6 +27,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
 import itertools
 import sys
 import threading
@@ -283,6 +284,7 @@ class Plan:
         holders = {name: find(cls, name) for name in self.names}
         for name, (_, value) in holders.items():
             check_attribute(cls, name, value, source, self)
+        self._check_hook(cls, source)
         shared = [name for name, (_, value) in holders.items() if isinstance(value, self.family.takes)]
         if shared and len(shared) < len(self.names) and self.family is _DICTS:
             own = [name for name in self.names if name not in shared]
@@ -292,6 +294,23 @@ class Plan:
             )
         Table.of(cls).add(self)
         return cls
+
+    def _check_hook(self, cls: type, source: Source) -> None:
+        """A method that is not there would be missed at the first removal, in a log."""
+        hook = self.limits.on_evict
+        if not isinstance(hook, str):
+            return
+        method = getattr(cls, hook, None)
+        if inspect.iscoroutinefunction(method):
+            raise TypeError(
+                f"on_evict must be an ordinary method; found {cls.__qualname__}.{hook}, which is async, and nothing "
+                f"would await it. Give a method that starts a task; what releases a value goes to close="
+            )
+        if method is None and hook not in source.mentioned and not source.unreadable:
+            raise AttributeError(
+                f"{self.by}: on_evict={hook!r} must be the name of a method of {cls.__qualname__}, which has none "
+                f"of that name{did_you_mean(hook, source.mentioned)}"
+            )
 
     def merged(self, outer: Plan) -> Plan:
         """This plan with the arguments of *outer*, which was applied later, on top."""

@@ -14,7 +14,7 @@ import attrs
 import msgspec
 import pytest
 
-from hygiene import bounded_history, bounded_registry, ttl_registry
+from hygiene import Removal, bounded_history, bounded_registry, ttl_registry
 
 
 class Bot:
@@ -295,3 +295,31 @@ def test_a_slotless_instance_cannot_shadow_a_dict_of_the_class():
 
     with pytest.raises(AttributeError, match="Slim' object attribute 'shared' is read-only"):
         Slim().shared = {}
+
+
+def test_a_hook_that_the_class_does_not_have_is_refused() -> None:
+    """A misspelled name is said at decoration, not in a log at the first removal."""
+
+    class Bot:
+        def __init__(self) -> None:
+            self.sessions: dict[str, int] = {}
+
+        def left(self, removal: Removal[str, int]) -> None: ...
+
+    with pytest.raises(AttributeError, match=r"on_evict='lef' must be .*Bot, .* \(did you mean 'left'\?\)"):
+        bounded_registry("sessions", on_evict="lef")(Bot)
+
+    assert type(Bot().sessions) is dict
+
+
+def test_a_hook_that_is_asynchronous_is_refused() -> None:
+    """Nothing would await it."""
+
+    class Bot:
+        def __init__(self) -> None:
+            self.sessions: dict[str, int] = {}
+
+        async def left(self, removal: Removal[str, int]) -> None: ...
+
+    with pytest.raises(TypeError, match=r"ordinary method; found .*Bot\.left, which is async"):
+        bounded_registry("sessions", on_evict="left")(Bot)

@@ -131,7 +131,7 @@ class Told(RuleBasedStateMachine):
             self.order.remove(key)
             self.order.append(key)
 
-    def settle(self, *, returned: Value | None = None) -> None:
+    def settle(self) -> None:
         """Take note of what has been told since the last step, and check that it was right to leave."""
         for removal in self.heard:
             key, cause = removal.key, removal.cause
@@ -174,7 +174,7 @@ class Told(RuleBasedStateMachine):
             self.order.append(self.order.pop(0))  # stepped over, so it comes last
         assert self.order[0] == key, f"{key} has left, and it was the turn of {self.order[0]}"
 
-    def written(self, key: int, value: Value, old: Value | None) -> None:
+    def written(self, key: int, value: Value, old: Value | None, lease: Any = None) -> None:
         """The registry holds *value*, and nobody has been told yet that the old one left."""
         fresh = key not in self.model or (old is None and any(removal.key == key for removal in self.heard))
         self.puts += 1
@@ -188,6 +188,8 @@ class Told(RuleBasedStateMachine):
             self.settle()
             self.newest = key
             self.heard = later
+            if lease is not None:
+                self.leases.append((key, lease))
             self.model[key] = Record(value, self.clock.now, self.clock.now)
             self.order.append(key)
         else:
@@ -342,8 +344,7 @@ class Told(RuleBasedStateMachine):
             held = lease.__enter__()
         if held is value:
             # It was leased before anything could leave for it.
-            self.leases.append((key, lease))
-            self.written(key, value, None)
+            self.written(key, value, None, lease)
             return
         self.settle()
         if key in self.model:
