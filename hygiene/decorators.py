@@ -548,11 +548,13 @@ class _Binding:
     def settle(self, obj: Any) -> None:
         """Bound what came in another way: a converter's copy, a constructor that writes to the storage itself."""
         plan = self.plan_of(obj)
-        value = self.place.read(obj)
-        if plan is None or value is None or plan.bounds(value):
-            return
-        with _admitted(plan, self, obj, value) as bounded:
-            self.place.write(obj, bounded)
+        # Again after each write: another thread may have put its own column into the group meanwhile.
+        while plan is not None:
+            value = self.place.read(obj)
+            if value is None or plan.bounds(value):
+                return
+            with _admitted(plan, self, obj, value) as bounded:
+                self.place.write(obj, bounded)
 
     def remove(self, obj: Any, forward: Callable[[Any], object]) -> None:
         old = self.place.read(obj)
@@ -838,7 +840,8 @@ def _new(kind: type, *arguments: Any) -> Any:
 
 
 _KNOWN = frozenset({"abc", "builtins", "collections", "typing"})  # non-Python bases that add no attributes of their own
-HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: what a class statement makes
+_IMMUTABLE_TYPE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: what a class statement makes
 _MAGIC = ("__getattr__", "__getattribute__", "__setattr__")
 
 
@@ -863,7 +866,7 @@ class Source:
         for base in self._cls.__mro__[:-1]:
             members = vars(base)
             if base.__module__ not in _KNOWN and (
-                not base.__flags__ & HEAP_TYPE or any(_is_compiled(member, base) for member in members.values())
+                not base.__flags__ & _HEAP_TYPE or any(_is_compiled(member, base) for member in members.values())
             ):
                 return True
             if (
@@ -935,6 +938,11 @@ def _is_handwritten(member: Any) -> bool:
     return code is not None and not code.co_filename.startswith("<")
 
 
+def can_change(cls: type) -> bool:
+    """Whether attributes can be set on the class: not on one of C or of a Cython ``cdef class``."""
+    return bool(cls.__flags__ & _HEAP_TYPE) and not cls.__flags__ & _IMMUTABLE_TYPE
+
+
 def find(cls: type, name: str) -> tuple[type, Any]:
     """The class in which *name* stands, and what stands there, without asking any descriptor."""
     return next(((base, vars(base)[name]) for base in cls.__mro__ if name in vars(base)), (cls, _ABSENT))
@@ -962,6 +970,11 @@ def check_attribute(cls: type, name: str, value: Any, source: Source, plan: Plan
     if any(base.__module__ == "msgspec" for base in cls.__mro__):
         raise TypeError(
             f"{where} is a field of a msgspec.Struct, which is filled from C. Bound the dict before it goes in"
+        )
+    if not can_change(cls):
+        raise TypeError(
+            f"{where} cannot be bounded: {cls.__qualname__} is a compiled class, which cannot be changed. Decorate a "
+            f"Python subclass of it, or bound {plan.family.wanted} before it goes in"
         )
     native = value is _ABSENT or value is None or isinstance(value, types.MemberDescriptorType)
     # Of a finished dataclass it is the default, or what pydantic left there.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import wrapt
 
-from hygiene.decorators import HEAP_TYPE, Plan, Source, Table, check_attribute, did_you_mean, find
+from hygiene.decorators import Plan, Source, Table, can_change, check_attribute, did_you_mean, find
 from hygiene.registry import referenced
 
 if TYPE_CHECKING:
@@ -265,7 +265,6 @@ def _at_end_of_statement(frame: FrameType, name: str, then: Callable[[Any], None
 
 # --- Modules and objects ----------------------------------------------------------------------------------------------
 
-_IMMUTABLE_TYPE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
 _modules: weakref.WeakKeyDictionary[ModuleType, dict[str, Plan]] = weakref.WeakKeyDictionary()
 
 
@@ -301,7 +300,7 @@ def _rebind(old: object, new: object) -> None:
 
 def _bound_object(obj: Any, plan: Plan) -> None:
     cls = type(obj)
-    if not cls.__flags__ & HEAP_TYPE or cls.__flags__ & _IMMUTABLE_TYPE:
+    if not can_change(cls):
         raise TypeError(
             f"guard bounds the attributes of classes, modules and objects of Python classes; found {obj!r:.80}, "
             f"a {cls.__qualname__}. Name the object that holds it as an attribute"

@@ -276,6 +276,24 @@ def test_a_class_without_a_place_is_refused(cls):
         bounded_registry("sessions")(cls)
 
 
+@pytest.mark.parametrize("cls", [array.array, functools.partial])
+def test_a_compiled_class_is_refused(cls):
+    """Nothing can be put into a class of C, or into a ``cdef class`` of Cython."""
+    with pytest.raises(TypeError, match=rf"{cls.__name__}.sessions cannot be bounded: .* compiled class"):
+        bounded_registry("sessions")(cls)
+
+
+def test_a_subclass_of_a_compiled_class_is_bounded():
+    """It is a Python class, whatever it inherits."""
+
+    @bounded_registry("sessions", maxsize=2)
+    class Failure(RuntimeError):
+        def __init__(self):
+            self.sessions = {1: 1, 2: 2, 3: 3}
+
+    assert {2: 2, 3: 3} == Failure().sessions
+
+
 @pytest.mark.parametrize("make", [dataclasses.dataclass, attrs.define])
 def test_a_decorator_below_the_one_that_makes_the_fields_is_told(make):
     """A field's declaration is no value yet."""

@@ -98,6 +98,8 @@ class Told(RuleBasedStateMachine):
         self.newest: int | None = None
         # LFU and importance forget what they knew of an entry that had to be stepped over.
         self.exact = not asks and policy in ("lru", "fifo", cachetools.LRUCache)
+        # First in, first out: what had to be stepped over for its lease has lost its place.
+        self.stepped_over = False
 
     def is_busy(self, entry: Entry[int, Value]) -> bool:
         return entry.key in self.busy
@@ -168,7 +170,7 @@ class Told(RuleBasedStateMachine):
         self.heard.clear()
 
     def check_victim(self, key: int) -> None:
-        if not self.exact:
+        if not self.exact or self.stepped_over:
             return
         while self.is_leased(self.order[0]) or self.order[0] == self.newest:
             self.order.append(self.order.pop(0))  # stepped over, so it comes last
@@ -190,6 +192,7 @@ class Told(RuleBasedStateMachine):
             self.heard = later
             if lease is not None:
                 self.leases.append((key, lease))
+                self.stepped_over = self.policy == "fifo"
             self.model[key] = Record(value, self.clock.now, self.clock.now)
             self.order.append(key)
         else:
@@ -333,6 +336,7 @@ class Told(RuleBasedStateMachine):
         assert self.model[key].value is value
         self.use(key)
         self.leases.append((key, lease))
+        self.stepped_over = self.policy == "fifo"
         self.model[key].leased_since_use = True
 
     @rule(key=KEYS, weight=WEIGHTS)
@@ -351,6 +355,7 @@ class Told(RuleBasedStateMachine):
             assert self.model[key].value is held
             self.use(key)
             self.leases.append((key, lease))
+            self.stepped_over = self.policy == "fifo"
             self.model[key].leased_since_use = True
 
     @precondition(lambda self: self.leases)
