@@ -144,7 +144,7 @@ class _Rows(Registry[Any, None]):
 class _Column(_Timed[Any, Any]):
     """One dict of a group. It has no limits: what needs one is asked of the rows."""
 
-    __slots__ = ("_derive", "_group", "_members", "_rows")
+    __slots__ = ("_derive", "_derived", "_group", "_members", "_rows")
     _copies_as = Registry
 
     def __new__(cls, source: Any = (), /, **limits: Any) -> Any:
@@ -166,8 +166,10 @@ class _Column(_Timed[Any, Any]):
         self._group = group
         self._rows = group.rows
         self._lock = group.rows._lock
+        self._asking = group.rows._asking
         self._derive = derive
         self._members: dict[Any, dict[Any, None]] | None = None if derive is None else {}
+        self._derived: dict[Any, Any] = {}
 
     @property
     def group(self) -> Group:
@@ -180,8 +182,14 @@ class _Column(_Timed[Any, Any]):
         self._light = False
 
     def _row(self, key: Any) -> Any:
+        """The row that *key* belongs to; for what is here it was asked for before, without the lock."""
         if self._derive is None:
             return key
+        row = self._derived.get(key, _MISSING)
+        return self._ask_row(key) if row is _MISSING else row
+
+    def _ask_row(self, key: Any) -> Any:
+        assert self._derive is not None
         try:
             row = self._derive(key)
             hash(row)
@@ -189,6 +197,15 @@ class _Column(_Timed[Any, Any]):
             self._hook_failed("key", key, error)
             return key
         return row
+
+    def _put(self, key: Any, value: Any, *, keep: bool = False, back: bool = False) -> Any:
+        if self._derive is not None and key not in self._derived:
+            self._derived[key] = self._ask_row(key)
+        try:
+            return super()._put(key, value, keep=keep, back=back)
+        finally:
+            if not dict.__contains__(self, key):  # refused
+                self._derived.pop(key, None)
 
     def _keys_of(self, row: Any) -> list[Any]:
         if self._members is not None:
@@ -286,6 +303,7 @@ class _Column(_Timed[Any, Any]):
                 keys.pop(key, None)
                 if not keys:
                     del self._members[row]
+            self._derived.pop(key, None)
         return discarded
 
     def _is_busy_alone(self, entry: Entry[Any, Any]) -> bool:

@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import heapq
 import itertools
 import logging
@@ -193,6 +194,7 @@ class Registry(OrderedDict[K, V]):
     """
 
     __slots__ = (
+        "_asking",
         "_bound",
         "_broom",
         "_byte_bound",
@@ -301,6 +303,7 @@ class Registry(OrderedDict[K, V]):
         self._sizes: dict[Any, int] | None = None if limits.max_bytes is None else {}
         self._lent: dict[Any, None] | None = None if limits.max_bytes is None else {}
         self._leases: dict[Any, int] = {}
+        self._asking: set[int] = set()  # threads that are inside the user's *busy*
         self._flights: dict[Any, Flight] = {}
         self._tail: weakref.WeakValueDictionary[Any, Any] | None = None
         self._copies: dict[int, _Copy] = {}
@@ -430,6 +433,8 @@ class Registry(OrderedDict[K, V]):
 
     def _find(self, key: Any) -> Any:
         """The value of *key*, counted as a hit and as used; or `_MISSING`, counted as a miss."""
+        if self._asking and threading.get_ident() in self._asking:
+            return _look(self, key, _MISSING)
         if self._clocked:
             self._settle(key)
         value = _look(self, key, _MISSING)
@@ -561,31 +566,46 @@ class Registry(OrderedDict[K, V]):
     # Writing.
 
     def __setitem__(self, key: K, value: V) -> None:
-        if not self._light or (type(key) not in _ATOMIC and not _is_atomic(key)):
+        if (
+            not self._light
+            or (type(key) not in _ATOMIC and not _is_atomic(key))
+            or (type(value) not in _STRONG and self._tail is None and self._comes_back(value))
+        ):
             self._put(key, value)
             return
         _store(self, key, value)
         try:
             _move(self, key)
-            if self._tail is not None:
-                self._tail.pop(key, None)
+            tail = self._tail
+            if tail is not None and tail.data:  # type: ignore[attr-defined] # asking for its length runs Python code
+                tail.pop(key, None)
             # Everybody who inserts looks, so nobody's surplus stays. Threads that look at the same moment may evict
             # one entry more than they had to, never one less.
-            # Where values may come back, the sweep takes the lock: else a look-up between the eviction and the entry in
-            # the tail would make a second value.
-            if len(self) > self._bound and not self._leases and self._tail is None:
-                oldest, evicted = _take_oldest(self, False)  # noqa: FBT003 - by keyword it costs a fifth more
-                if self._leases and oldest in self._leases:  # leased between the two lines above: the lease is right
-                    _store(self, oldest, evicted)
+            if len(self) > self._bound and not self._leases:
+                if tail is not None:
+                    self._evict_into_tail()
                 else:
-                    for _ in self._evicted:
-                        break
-                    if type(evicted) not in _STRONG and getrefcount(evicted) > _SWEPT:
-                        self._keep_tail(oldest, evicted)
+                    oldest, evicted = _take_oldest(self, False)  # noqa: FBT003 - by keyword it costs a fifth more
+                    if self._leases and oldest in self._leases:  # leased between the two lines: the lease is right
+                        _store(self, oldest, evicted)
+                    else:
+                        for _ in self._evicted:
+                            break
         except KeyError:  # evicted already, by threads that inserted more than the bound meanwhile
             return
         if len(self) > self._bound:
             self._sweep(key)
+
+    def _evict_into_tail(self) -> None:
+        """Evict the oldest where values may come back: under the lock, or a look-up in between makes a second value."""
+        with self._lock:
+            if self._leases:
+                return
+            oldest, evicted = _take_oldest(self, last=False)
+            for _ in self._evicted:
+                break
+            if type(evicted) not in _STRONG and getrefcount(evicted) > _SWEPT:
+                self._keep_tail(oldest, evicted)
 
     @overload
     def setdefault(self: Registry[K, D | None], key: K, default: None = None) -> D | None: ...
@@ -1064,6 +1084,12 @@ class Registry(OrderedDict[K, V]):
     def _is_busy(self, entry: Entry[Any, Any]) -> bool:
         """Ask the user's *busy*. What cannot answer is treated as busy: nothing in use may be lost."""
         busy = self._limits.busy
+        # It may look the entry up here, as ``e.owner.locks[e.key]``. That is no use, or everything asked about would be
+        # in use for having been asked, and the sweep would never end; nor may it let the entry expire, which would ask
+        # again.
+        thread, asking = threading.get_ident(), self._asking
+        outermost = thread not in asking
+        asking.add(thread)
         try:
             if callable(busy):
                 return bool(busy(entry))
@@ -1072,6 +1098,9 @@ class Registry(OrderedDict[K, V]):
         except Exception as error:
             self._hook_failed("busy", entry.key, error)
             return True
+        finally:
+            if outermost:
+                asking.discard(thread)
 
     def _answer(self, value: Any, name: str) -> Any:
         """The attribute of a value that says whether it is busy; a value that has none is not."""
@@ -1615,7 +1644,7 @@ class _Timed(Registry[K, V]):
         timer = self._timer
         assert timer is not None
         now = timer()
-        if now < self._due:
+        if now < self._due or (self._asking and threading.get_ident() in self._asking):
             return
         gone: list[_Gone] = []
         self._expire_due(gone)
@@ -1974,6 +2003,7 @@ def _adopting(kind: type[Any], registry: type[Any]) -> type[Any]:
         if registry is Registry and issubclass(kind, Registry):
             return kind
     if (kind, registry) not in _classes:
+        _refuse_clash(kind, _names_of(kind))
         namespace: dict[str, Any] = {"__module__": kind.__module__, "_adopted": kind}
         bases: tuple[type[Any], ...] = (kind, registry)
         if issubclass(kind, defaultdict):
@@ -1984,6 +2014,7 @@ def _adopting(kind: type[Any], registry: type[Any]) -> type[Any]:
                 if name not in {"__dict__", "__weakref__", "__slots__"}
             }
             bases = tuple(_adopting(base, registry) if issubclass(base, dict) else base for base in kind.__bases__)
+        namespace |= _own_state(kind)
         try:
             combined = types.new_class(kind.__name__, bases, exec_body=lambda ns: ns.update(namespace))
         except TypeError as error:
@@ -1996,6 +2027,67 @@ def _adopting(kind: type[Any], registry: type[Any]) -> type[Any]:
                     setattr(combined, name, _rebound(value, combined))
         _classes[kind, registry] = combined
     return _classes[kind, registry]
+
+
+def _names_of(kind: type[Any]) -> set[str]:
+    """The attributes that a user's subclass of dict has, or that its methods speak of."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if base.__module__ in {"builtins", "collections"}:
+            continue
+        names.update(vars(base))
+        for member in vars(base).values():
+            code = getattr(getattr(member, "__func__", member), "__code__", None)
+            names.update(getattr(code, "co_names", ()))
+    return names
+
+
+def _refuse_clash(kind: type[Any], names: Iterable[str]) -> None:
+    """Two owners of one attribute would overwrite each other without a word."""
+    ours = {name for base in (_Timed, Registry) for name in vars(base)} | _state_names()
+    clash = sorted(name for name in names if name in ours and name[:2] != "__" and name.startswith("_"))
+    if clash:
+        raise TypeError(
+            f"wanted a dict, or a subclass of it with attributes of its own; found {kind.__qualname__}, which uses "
+            f"{', '.join(clash)}, as a registry does. Rename that there, or give the attribute a plain dict"
+        )
+
+
+def _own_state(kind: type[Any]) -> dict[str, Any]:
+    """
+    Attribute hooks for a *kind* that has its own (a dict whose attributes are its entries, as ``d.name``).
+
+    They keep what the registry knows about itself out of the user's way: it is no entry, nor looked for among them.
+    """
+    hooks: dict[str, Any] = {}
+    custom: Any = kind
+    if custom.__setattr__ is not object.__setattr__:
+        # ``__setattr__ = dict.__setitem__`` is a common idiom, which would go past the bound.
+        assign = Registry.__setitem__ if custom.__setattr__ is dict.__setitem__ else custom.__setattr__
+
+        def __setattr__(self: Any, name: str, value: Any, /) -> None:  # noqa: N807 - becomes that method
+            (object.__setattr__ if name in _state_names() else assign)(self, name, value)
+
+        hooks["__setattr__"] = __setattr__
+    if custom.__delattr__ is dict.__delitem__:
+        hooks["__delattr__"] = Registry.__delitem__
+    if hasattr(custom, "__getattr__"):
+
+        def __getattr__(self: Any, name: str, /) -> Any:  # noqa: N807 - becomes that method
+            if name in _state_names():  # asked for before it was set
+                raise AttributeError(name)
+            return custom.__getattr__(self, name)
+
+        hooks["__getattr__"] = __getattr__
+    return hooks
+
+
+@functools.cache
+def _state_names() -> frozenset[str]:
+    kinds = [Registry]
+    for kind in kinds:
+        kinds += (below for below in type.__subclasses__(kind) if "_adopted" not in vars(below))
+    return frozenset({"__class__", *(slot for kind in kinds for slot in vars(kind).get("__slots__", ()))})
 
 
 def _rebound(function: types.FunctionType, owner: type[Any]) -> types.FunctionType:
@@ -2044,12 +2136,16 @@ def adopt(
 
 def _like(source: dict[Any, Any], limits: Limits, owner: object | None, name: str | None, kind: type[Any]) -> Any:
     """An empty registry of *kind* that behaves as *source*."""
-    factory = getattr(source, "default_factory", None)
+    # Not of any dict: where attributes are entries, asking for one may make it.
+    factory = source.default_factory if isinstance(source, (defaultdict, Registry)) else None
     if factory is not None and limits.default_factory is None:
         limits = limits.merge(default_factory=factory)
     registry = _make(_adopting(type(source), kind), limits, owner)
     registry._name = limits.name or name
-    registry.__dict__.update(getattr(source, "__dict__", {}))
+    attributes = getattr(source, "__dict__", {})
+    if attributes and not isinstance(source, Registry):
+        _refuse_clash(type(source), attributes)
+    registry.__dict__.update(attributes)
     return registry
 
 

@@ -803,3 +803,41 @@ def test_a_replaced_value_is_told_as_replaced() -> None:
     registry.update(a=4)
 
     assert [(1, Cause.REPLACED), (2, Cause.REPLACED), (3, Cause.REPLACED)] == [(r.value, r.cause) for r in told]
+
+
+class AttributeDict(dict[str, Any]):
+    """A dict whose attributes are its entries, as many people write it."""
+
+    __setattr__ = dict.__setitem__
+    __delattr__ = dict.__delitem__
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def test_a_dict_whose_attributes_are_entries_is_bounded() -> None:
+    """What the registry knows about itself is no entry; what is assigned is one, and counts."""
+    adopted: Any = adopt(AttributeDict(a=1), Limits.of(maxsize=2))
+    adopted.b = 2
+    adopted.c = 3
+
+    assert {"b": 2, "c": 3} == adopted
+    assert (2, 3) == (adopted.b, adopted["c"])
+    with pytest.raises(AttributeError, match="a"):
+        _ = adopted.a
+
+
+class Counting(dict[str, int]):
+    """A user's class that happens to call an attribute as a registry calls one."""
+
+    def hit(self) -> None:
+        self._hits = getattr(self, "_hits", 0) + 1
+
+
+def test_attributes_that_would_clash_are_refused() -> None:
+    """Two owners of one attribute would overwrite each other without a word."""
+    with pytest.raises(TypeError, match="Counting, which uses _hits, as a registry does"):
+        adopt(Counting(a=1), Limits.of(maxsize=2))

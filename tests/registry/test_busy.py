@@ -359,7 +359,9 @@ def test_what_is_used_while_it_is_asked_about_stays(meanwhile: Callable[[Any], A
     def busy(entry: Entry[str, int]) -> bool:
         asked.append(entry.key)
         if asked == ["a"]:
-            meanwhile(registry)
+            user = threading.Thread(target=meanwhile, args=(registry,))
+            user.start()
+            user.join(10)
         return False
 
     registry: Registry[str, int] = Registry({"a": 1, "b": 2}, maxsize=2, busy=busy)
@@ -462,3 +464,24 @@ async def test_a_task_that_holds_a_value_across_await_keeps_it() -> None:
         registry[user]
 
     assert 5 == len(registry)
+
+
+@pytest.mark.parametrize("policy", ["lru", "fifo", "lfu"])
+@pytest.mark.parametrize("limits", [{}, {"ttl": 60}, {"idle": 60}], ids=["size", "ttl", "idle"])
+def test_busy_may_look_into_its_own_registry(policy: Any, limits: dict[str, Any], clock: ManualClock) -> None:
+    """To be asked about is no use: `busy=lambda e: e.owner.locks[e.key].locked()` asks once, and gets its answer."""
+    asked: list[int] = []
+
+    def busy(entry: Entry[int, str]) -> bool:
+        asked.append(entry.key)
+        return registry[entry.key] == "busy" or registry.get(entry.key) == "busy" or entry.key not in registry
+
+    registry: Registry[int, str] = Registry(maxsize=3, busy=busy, policy=policy, timer=clock, **limits)
+    for key in range(20):
+        registry[key] = "busy" if key == 1 else "free"
+    clock.advance(60)
+    registry.expire()
+
+    assert "busy" == registry.peek(1)
+    assert len(registry) == (1 if limits else 3)
+    assert len(asked) < 200

@@ -411,3 +411,27 @@ def test_hooks_run_with_the_lock_of_the_group_free(elsewhere: Callable[..., Any]
 
     assert [2] == told[:1]
     assert 0 == sessions.stats().hook_errors
+
+
+def test_the_function_that_derives_a_row_runs_without_the_lock() -> None:
+    """It is code of yours: it may wait for another thread that uses the table."""
+    waited: list[bool] = []
+
+    def derive(key: tuple[str, int]) -> str:
+        reader = threading.Thread(target=lambda: table.rows.expire() or storage.pop("nobody", None))
+        reader.start()
+        reader.join(10)
+        waited.append(not reader.is_alive())
+        return key[0]
+
+    table = Group(Limits.of(maxsize=1), {"storage": None, "blobs": derive})
+    storage = table.adopt("storage", {})
+    blobs = table.adopt("blobs", {})
+    blobs["a", 1] = "x"
+    blobs["a", 1] = "y"
+    blobs["b", 1] = "z"
+    del blobs["b", 1]
+
+    assert waited
+    assert all(waited)
+    assert {} == blobs == blobs._derived
