@@ -731,7 +731,10 @@ class Registry(OrderedDict[K, V]):
         order = self._order
         if order is None:
             if self._moves:
-                _move(self, key)
+                try:  # noqa: SIM105 - a block that costs nothing where nothing is raised
+                    _move(self, key)
+                except KeyError:  # removed already, by a write that takes no lock
+                    pass
         elif key not in self._leases:
             self._parked.pop(key, None)
             if isinstance(order, ImportanceOrder):
@@ -970,7 +973,7 @@ class Registry(OrderedDict[K, V]):
     def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
         skipped = 0
         with self._lock:
-            if not self._leases and self._moves and len(self) > 1:  # then the oldest is not the newest
+            if not self._leases and newest is _MISSING:
                 return self._discard_oldest(cause, gone)
             while skipped <= len(self):
                 key = _first(lambda: _by_recency(self))
