@@ -16,11 +16,11 @@ value; if another thread removed the entry in between, the second call says so a
 ``__eq__`` is Python code (a dataclass, a UUID) makes the registry *guarded*: from then on whatever touches an order
 takes the lock.
 
-**Writes.** With nothing but *maxsize* a write takes no lock either: it stores, and whoever finds the registry over
-its bound and gets the lock without waiting sweeps; the others go on. (A lock that every writer waits for is a convoy
-under the GIL: four threads reach a fifth of one thread's rate.) The sweeper looks again after letting go, so at rest
-the bound holds. With anything that must stay in step with the entries (hooks, times, bytes, busy, columns) writes
-take the lock, briefly.
+**Writes.** With nothing but *maxsize* a write takes no lock either: it stores, looks at the length, and over the bound
+takes the oldest out, each by one C call. Everybody who inserts looks, so at rest the bound holds. With anything that
+must stay in step with the entries (hooks, times, bytes, busy, columns) writes take the lock, briefly; what is still
+over then is swept by whoever gets the broom without waiting, and the others go on. (A lock that every writer waits for
+is a convoy under the GIL: four threads reach a fifth of one thread's rate.)
 
 **User code runs outside the lock.** ``busy``, ``importance`` and ``getsizeof`` are asked, hooks told and values
 released with the lock free. An entry that is being asked about is taken out of the order first and looked at again
@@ -200,7 +200,6 @@ class Registry(OrderedDict[K, V]):
         "_byte_bound",
         "_bytes",
         "_clocked",
-        "_closed",
         "_copies",
         "_counts",
         "_due",
@@ -313,7 +312,7 @@ class Registry(OrderedDict[K, V]):
         self._ticks = itertools.repeat(None, sys.maxsize)
         self._evicted = itertools.repeat(None, sys.maxsize)  # counts as `_tally` does
         self._reads = self._hits = self._misses = self._wasted = self._revived = self._hook_errors = 0
-        self._overflowed = self._closed = False
+        self._overflowed = False
         # The janitor lives in real time: a clock that a test turns by hand is none of its business.
         self._watched = bool(getattr(limits.timer, "manual", False))
         self._guarded = not _GIL
@@ -1447,7 +1446,6 @@ class Registry(OrderedDict[K, V]):
         Synchronous closers have run when it returns. Asynchronous ones run on their loops; where there is none to run
         on, they wait for `drain`, and a warning says so. The dict itself goes on working, within its bounds.
         """
-        self._closed = True
         self._empty(Cause.CLOSED)
         waiting = 0 if self._releases is None else len(self._releases._waiting)
         if waiting:
@@ -1460,7 +1458,6 @@ class Registry(OrderedDict[K, V]):
 
     async def aclose(self) -> None:
         """`close`, and wait for every asynchronous release."""
-        self._closed = True
         self._empty(Cause.CLOSED)
         await self.drain()
 
