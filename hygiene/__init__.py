@@ -1,8 +1,18 @@
-"""Resource hygiene for long-running processes: registries that stay within their bounds.
+"""Resource hygiene for long-running processes: what is held stays within bounds, and what is opened is closed.
 
-Start with `Registry` in code of your own, and with the decorators for code that you would rather not touch.
+Start with `Registry`, `managed_session` and `Pool` in code of your own, and with the decorators for code that you would
+rather not touch.
 """
 
+from hygiene.cleanup import (
+    Cleanup,
+    ShutdownReport,
+    SignalHandlers,
+    ashutdown,
+    install_signal_handlers,
+    register_cleanup,
+    shutdown,
+)
 from hygiene.decorators import bounded_history, bounded_registry, ttl_registry
 from hygiene.errors import HygieneError, RegistryFull
 from hygiene.events import Cause, Entry, RegistryStats, Removal
@@ -12,6 +22,7 @@ from hygiene.registry import Lease, Registry, referenced
 
 __all__ = [
     "Cause",
+    "Cleanup",
     "Entry",
     "History",
     "HygieneError",
@@ -20,10 +31,16 @@ __all__ = [
     "RegistryFull",
     "RegistryStats",
     "Removal",
+    "ShutdownReport",
+    "SignalHandlers",
+    "ashutdown",
     "bounded_history",
     "bounded_registry",
     "guard",
+    "install_signal_handlers",
     "load_guards",
     "referenced",
+    "register_cleanup",
+    "shutdown",
     "ttl_registry",
 ]

@@ -11,22 +11,46 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import itertools
+import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent import futures
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Closer", "Releases", "check_closer", "find_closer", "running_loop"]
+__all__ = [
+    "GRACE",
+    "Closer",
+    "Releases",
+    "Shield",
+    "call_within",
+    "check_closer",
+    "find_closer",
+    "running_loop",
+    "unfinished_releases",
+]
+
+T = TypeVar("T")
+
+GRACE = 10.0
+"""
+Seconds for which releases go on after their task was cancelled.
+
+A third of the 30 s that Kubernetes gives a process between SIGTERM and SIGKILL, as in `shutdown`.
+"""
 
 Closer = str | Callable[[Any], Any]
 _SYNC = ("close", "aclose", "__exit__", "__aexit__", "terminate", "shutdown")
 _ASYNC = ("aclose", "close", "__aexit__", "__exit__", "terminate", "shutdown")
 
 
-def check_closer(close: object) -> None:
-    """Raise ``TypeError`` unless *close* is a callable, a method's name or ``"auto"``."""
-    if close is not None and not callable(close) and not (isinstance(close, str) and close.isidentifier()):
+def check_closer(close: object, *, required: bool = False) -> None:
+    """Raise ``TypeError`` unless *close* is a callable, a method's name or "auto"; ``None`` if it is not *required*."""
+    if close is None and not required:
+        return
+    if not callable(close) and not (isinstance(close, str) and close.isidentifier()):
         raise TypeError(f'close must be a callable, the name of a method, or "auto"; found {close!r}')
 
 
@@ -68,11 +92,21 @@ class Releases:
         self._running: set[asyncio.Future[None]] = set()
         self._handed: dict[futures.Future[None], tuple[Any, Callable[[], Any], asyncio.AbstractEventLoop]] = {}
         self._waiting: deque[tuple[Any, Callable[[], Any]]] = deque()
+        serial, forget = next(_serial), _everywhere.pop
+        _everywhere[serial] = weakref.ref(self, lambda _: forget(serial, None))
 
     @property
     def unfinished(self) -> int:
         """Releases that run, or that wait for `drain`."""
         return len(self._running) + len(self._handed) + len(self._waiting)
+
+    def somewhere(self) -> asyncio.AbstractEventLoop | None:
+        """A loop that runs in another thread and has something of this to finish, if there is one."""
+        with self._changed:
+            loops = [task.get_loop() for task in self._running]
+        loops += [loop for _, _, loop in list(self._handed.values())]
+        here = running_loop()
+        return next((loop for loop in loops if loop.is_running() and loop is not here), None)
 
     def start(
         self, value: Any, close: Closer, loop: asyncio.AbstractEventLoop | None, *, required: bool = False
@@ -165,6 +199,17 @@ class Releases:
             self._done(task)  # its loop stopped with the task unfinished: nothing can finish it
 
 
+# For `shutdown`. Filled when a registry is made, not when a release is under way, so that it costs no release anything.
+_serial = itertools.count()
+_everywhere: dict[int, weakref.ref[Releases]] = {}
+
+
+def unfinished_releases() -> list[Releases]:
+    """All that have something under way, wherever they are."""
+    found = (reference() for reference in list(_everywhere.values()))
+    return [releases for releases in found if releases is not None and releases.unfinished]
+
+
 async def _wait(task: asyncio.Future[None]) -> None:
     await asyncio.wait([task])
 
@@ -173,3 +218,116 @@ def _is_async(function: Callable[..., Any]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def call_within(function: Callable[[], T], timeout: float, what: str) -> T:
+    """
+    What *function* returns or raises, if that takes at most *timeout* seconds.
+
+    It is called in a thread of its own, because there is no other way to go on without it: a call that hangs is left
+    to itself. Where no thread can be started any more (the interpreter is on its way out), it is called here.
+
+    Raises:
+        TimeoutError: it still runs after *timeout* seconds. The message names *what*.
+    """
+    outcome: futures.Future[T] = futures.Future()
+    try:
+        threading.Thread(target=_settle, args=(outcome, function), name=f"hygiene-{what}", daemon=True).start()
+    except RuntimeError:
+        return function()
+    # Not `result(timeout)`: since 3.11 its TimeoutError is the one that the function may raise itself.
+    if not futures.wait([outcome], timeout).done:
+        raise TimeoutError(f"{what} timed out: it was given {timeout:g} s and still runs")
+    return outcome.result()
+
+
+def _settle(outcome: futures.Future[T], function: Callable[[], T]) -> None:
+    try:
+        outcome.set_result(function())
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+class Shield:
+    """
+    Lets awaitables end although their task is cancelled, and gives them a deadline from then on.
+
+    One shield serves one task for one series of releases: the deadline is counted from the first cancellation, and
+    further ones change nothing. The cancellation is not swallowed, only late: call `deliver` at the end.
+
+    Args:
+        grace: Seconds that are left, all together, once the task has been cancelled.
+    """
+
+    def __init__(self, grace: float = GRACE) -> None:
+        self._grace = grace
+        self._deadline: float | None = None
+        self._cancelled: asyncio.CancelledError | None = None
+
+    async def run(self, awaitable: Awaitable[T], what: str, timeout: float | None = None, *, leave: bool = False) -> T:
+        """
+        What *awaitable* returns or raises; it runs in a task of its own, unless it is one.
+
+        Raises:
+            TimeoutError: it took longer than *timeout* seconds, or than what was left after a cancellation. It was
+                cancelled then, unless *leave* says to leave it alone, and is not waited for any longer. The message
+                names *what*.
+        """
+        loop = asyncio.get_running_loop()
+        task: asyncio.Future[T] = asyncio.ensure_future(awaitable)
+        end = None if timeout is None else loop.time() + timeout
+        begun = False
+        while not task.done():
+            ends = [moment for moment in (end, self._deadline) if moment is not None]
+            left = min(ends) - loop.time() if ends else None
+            if left is not None and left <= 0 and begun:  # else one that needs no time would not even be called
+                if not leave:
+                    task.cancel()
+                task.add_done_callback(_retrieve)
+                given = "was not done within its grace after a cancellation" if end is None else "timed out"
+                raise TimeoutError(f"{what} {given}; it was {'left alone' if leave else 'cancelled'}")
+            try:
+                with _anyio_shield():
+                    await asyncio.wait([task], timeout=None if left is None else max(left, 0.0))
+            except asyncio.CancelledError as error:
+                if self._cancelled is None:
+                    self._cancelled = error
+                    self.begin_grace()
+            begun = True
+        try:
+            return task.result()
+        finally:
+            del task  # it holds the exception, whose traceback holds this frame
+
+    def begin_grace(self) -> None:
+        """Count the deadline from now, unless it is counted already: the task was cancelled before it came here."""
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._grace
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a cancellation is waiting to be delivered."""
+        return self._cancelled is not None
+
+    def deliver(self) -> None:
+        """Raise the cancellation that arrived meanwhile, if one did."""
+        cancelled, self._cancelled = self._cancelled, None
+        if cancelled is not None:
+            raise cancelled
+
+
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    """Look at the outcome of a task that nobody waits for, so that the loop does not complain about it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _anyio_shield() -> contextlib.AbstractContextManager[object]:
+    """
+    A scope that keeps anyio's cancellation out, in a process that uses it.
+
+    Its scopes cancel a task anew at each step of the loop until it has left them. Without this a release that takes a
+    second in a handler of Starlette would turn the loop as fast as it can for that second.
+    """
+    anyio = sys.modules.get("anyio")
+    return contextlib.nullcontext() if anyio is None else anyio.CancelScope(shield=True)

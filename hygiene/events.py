@@ -100,3 +100,36 @@ class RegistryStats:
     """Entries beyond *maxsize* now, because everything older is busy or leased."""
     hook_errors: int
     """Hooks (``on_evict``, ``close``, ``busy``, ``getsizeof``, ...) that raised; each was logged."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """
+    A pool's numbers at one moment.
+
+    ``opened == in_use + idle + closed``, and ``in_use + idle + opening <= max_size`` unless `resize` has just lowered
+    it. A resource that is being checked, reset or closed counts as in use.
+    """
+
+    max_size: int
+    """Resources that may be open at once."""
+    in_use: int
+    """Resources that somebody holds."""
+    idle: int
+    """Resources that are open and free."""
+    opening: int
+    """Resources that are being opened."""
+    waiting: int
+    """Callers who wait."""
+    opened: int
+    """Resources opened since the pool was made."""
+    closed: int
+    """Resources closed since then, or forgotten because nothing could close them."""
+    acquired: int
+    """Times that a resource was handed out."""
+    timeouts: int
+    """Callers who waited in vain."""
+    dropped: int
+    """Leases that were collected without having been released."""
+    hook_errors: int
+    """Times that ``check``, ``reset`` or ``close`` raised or took too long; each was logged."""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hygiene.events import Cause, Entry, RegistryStats
-from hygiene.leases import MISSING as _MISSING
 from hygiene.limits import Limits
+from hygiene.pins import MISSING as _MISSING
 from hygiene.registry import (
     _POLLS,
     Registry,

@@ -7,6 +7,7 @@ died comes from a weak reference's callback: in any thread, at any bytecode.
 
 from __future__ import annotations
 
+import contextvars
 import heapq
 import itertools
 import logging
@@ -15,9 +16,10 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Charge", "Janitor", "janitor", "survive_fork"]
+__all__ = ["Charge", "Janitor", "aside", "janitor", "survive_fork"]
 
 logger = logging.getLogger("hygiene")
 
@@ -57,6 +59,7 @@ class Janitor:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self.wakeups = 0
+        """Times that the thread stopped sleeping: something was due, or there was news of a charge."""
 
     @property
     def running(self) -> bool:
@@ -82,14 +85,14 @@ class Janitor:
             try:
                 news = self._news.get(timeout=wait)
             except queue.Empty:
-                pass
+                self.wakeups += 1
             else:
+                self.wakeups += 1
                 if news is None:
                     self._stale = True
                 else:
                     heapq.heappush(self._agenda, news)
                 continue  # there may be more news, and it costs nothing to look
-            self.wakeups += 1
             self._visit_due()
 
     def _next_wait(self) -> float | None:
@@ -138,6 +141,27 @@ class Janitor:
         self._start()
         for due, _, charge in watched:
             self._schedule(charge, due - time.monotonic())
+
+
+def aside(function: Callable[[], object], name: str) -> None:
+    """
+    Call *function*, which is somebody else's code and may hang, in a daemon thread that lives for this one call.
+
+    The janitor's own thread must never run such code: whoever hangs there stops all that is due later. Where no
+    thread can be started any more (the interpreter is on its way out), it is called here. What it raises is logged.
+    """
+    context = contextvars.copy_context()
+
+    def call() -> None:
+        try:
+            context.run(function)
+        except BaseException:
+            logger.exception("%s failed", name)
+
+    try:
+        threading.Thread(target=call, name=f"hygiene-{name}", daemon=True).start()
+    except RuntimeError:
+        call()
 
 
 _survivors: weakref.WeakValueDictionary[int, Survivor] = weakref.WeakValueDictionary()

@@ -62,13 +62,14 @@ from sys import getrefcount
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self, TypeVar, cast, overload
 
+from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import Closer, Releases, running_loop
 from hygiene.errors import RegistryFull
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
-from hygiene.leases import MISSING as _MISSING
-from hygiene.leases import Flight, Lease
 from hygiene.limits import Busy, Limits, Overflow, Policy
+from hygiene.pins import MISSING as _MISSING
+from hygiene.pins import Flight, Lease
 from hygiene.recency import CachetoolsOrder, ImportanceOrder, LinkedOrder, Order
 from hygiene.sizing import sizeof
 from hygiene.units import Duration, Size, nbytes
@@ -210,6 +211,7 @@ class Registry(OrderedDict[K, V]):
         "_held",
         "_hits",
         "_hook_errors",
+        "_known",
         "_leases",
         "_left",
         "_lent",
@@ -308,6 +310,7 @@ class Registry(OrderedDict[K, V]):
         self._copies: dict[int, _Copy] = {}
         self._releases = None if limits.close is None else Releases(self._release_failed_hook())
         self._loops: dict[Any, asyncio.AbstractEventLoop] = {}
+        self._known = False  # to `shutdown`, from the first value on that has to be closed
         self._counts: dict[Cause, int] = {}
         self._ticks = itertools.repeat(None, sys.maxsize)
         self._evicted = itertools.repeat(None, sys.maxsize)  # counts as `_tally` does
@@ -743,6 +746,9 @@ class Registry(OrderedDict[K, V]):
         if size is not None:
             self._resize(key, size)
         if self._releases is not None:
+            if not self._known:
+                self._known = True
+                close_at_shutdown(self, f"registry {self._name!r}" if self._name else "a registry")
             loop = running_loop()
             if loop is not None:
                 self._loops[key] = loop
@@ -1433,7 +1439,7 @@ class Registry(OrderedDict[K, V]):
         )
 
     def _evictions(self) -> dict[Cause, int]:
-        counts = {cause: n for cause, n in self._counts.items() if cause in _DROPPED}
+        counts = {cause: n for cause, n in list(self._counts.items()) if cause in _DROPPED}
         swept = sys.maxsize - length_hint(self._evicted)
         if swept:
             counts[Cause.SIZE] = counts.get(Cause.SIZE, 0) + swept
