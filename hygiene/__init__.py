@@ -18,6 +18,8 @@ from hygiene.errors import HygieneError, RegistryFull
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.guards import guard, load_guards
 from hygiene.history import History
+from hygiene.listeners import weak_listeners
+from hygiene.owning import owns
 from hygiene.registry import Lease, Registry, referenced
 
 __all__ = [
@@ -39,8 +41,10 @@ __all__ = [
     "guard",
     "install_signal_handlers",
     "load_guards",
+    "owns",
     "referenced",
     "register_cleanup",
     "shutdown",
     "ttl_registry",
+    "weak_listeners",
 ]

@@ -192,20 +192,22 @@ def bounded_history(*attributes: str, **limits: Unpack[_HistoryOptions]) -> Call
 # --- What is asked for ------------------------------------------------------------------------------------------------
 
 
-class _Family(Protocol):
-    """What tells dicts from lists: which values are taken, which are bounded already, how one becomes bounded."""
+class Family(Protocol):
+    """What tells one kind of containers from another: which values are taken, which are what they should be already."""
 
-    takes: type
+    takes: type | tuple[type, ...]
     wanted: str
     other: str
+    verb: str
 
     def bounded(self, value: object) -> bool: ...
 
 
 class _Dicts:
-    takes: type = dict
+    takes: type | tuple[type, ...] = dict
     wanted = "a dict"
     other = "For a list use bounded_history; for anything else bound the dict inside it"
+    verb = "bound"
 
     def bounded(self, value: object) -> bool:
         """Whether a decorator has been here: an alias of a bounded registry stays an alias."""
@@ -216,9 +218,10 @@ class _Dicts:
 
 
 class _Lists:
-    takes: type = list
+    takes: type | tuple[type, ...] = list
     wanted = "a list"
     other = "For a dict use bounded_registry; a set or a queue has to be bounded where it is made"
+    verb = "bound"
 
     def bounded(self, value: object) -> bool:
         return isinstance(value, (History, deque))
@@ -231,7 +234,7 @@ _DICTS, _LISTS = _Dicts(), _Lists()
 class Plan:
     """What one call of a decorator, or several merged, asks for."""
 
-    family: _Family
+    family: Family
     names: tuple[str, ...]
     limits: Limits
     history: Mapping[str, Any]
@@ -239,10 +242,18 @@ class Plan:
     keys: Mapping[str, Callable[[Any], Any]]
     depth: int
     by: str
+    # How another module's family makes its container: called with the value and a label.
+    make: Callable[[Any, str], Any] | None = None
+
+    @classmethod
+    def of_family(cls, by: str, attributes: tuple[str, ...], family: Family, make: Callable[[Any, str], Any]) -> Plan:
+        """A plan for a *family* from elsewhere, whose containers have no limits."""
+        names = checked_names(by, attributes, family.verb)
+        return cls(family, names, Limits(), {}, by_default=False, keys={}, depth=0, by=by, make=make)
 
     @classmethod
     def of_registry(cls, by: str, attributes: tuple[str, ...], keywords: dict[str, Any]) -> Plan:
-        names = _checked_names(by, attributes)
+        names = checked_names(by, attributes)
         keys, depth = keywords.pop("key", None) or {}, keywords.pop("depth", 0)
         by_default = keywords.get("maxsize") is _DEFAULT_MAXSIZE
         if by_default:
@@ -267,7 +278,7 @@ class Plan:
 
     @classmethod
     def of_history(cls, by: str, attributes: tuple[str, ...], keywords: dict[str, Any]) -> Plan:
-        names = _checked_names(by, attributes)
+        names = checked_names(by, attributes)
         if all(keywords.get(limit) is None for limit in ("maxlen", "max_tokens", "max_bytes")):
             raise ValueError(f"{by} needs a limit: give at least one of maxlen, max_tokens, max_bytes")
         History((), **keywords)  # complains here about what it would complain about in every constructor
@@ -329,6 +340,7 @@ class Plan:
             {**self.keys, **outer.keys},
             depth,
             outer.by,
+            self.make,
         )
 
     def onto(self, earlier: Iterable[Plan], owner: object) -> Plan:
@@ -372,6 +384,8 @@ class Plan:
 
     def adopt(self, value: Any, owner: object, name: str, group: Group | None) -> Any:
         """A bounded container with the content and the behaviour of *value*."""
+        if self.make is not None:
+            return self.make(value, f"{name_of(owner)}.{name}")
         if self.family is _LISTS:
             kind = History if type(value) is list else history_type(type(value))
             return kind(value, **self.history)
@@ -414,9 +428,10 @@ def name_of(owner: object) -> str:
     return owner.__qualname__ if isinstance(owner, type) else type(owner).__qualname__
 
 
-def _checked_names(by: str, attributes: tuple[Any, ...]) -> tuple[str, ...]:
+def checked_names(by: str, attributes: tuple[Any, ...], verb: str = "bound") -> tuple[str, ...]:
+    """The *attributes* that a decorator was called with, each once; an error unless they are names."""
     if not attributes:
-        raise ValueError(f'{by} needs the names of the attributes to bound, as {by}("sessions"); found none')
+        raise ValueError(f'{by} needs the names of the attributes to {verb}, as {by}("sessions"); found none')
     for name in attributes:
         if not isinstance(name, str):
             hint = f'. Call it: @{by}("sessions")' if isinstance(name, type) else ""
@@ -685,7 +700,7 @@ class Table:
         """Make assignments to the attribute seen; see the theory of operation."""
         cls = self.cls
         _, value = find(cls, name)
-        if isinstance(value, (dict, list)):
+        if isinstance(value, (dict, list, set)):
             return _Binding(self, name, _InOwnDict(name))  # its own type does the rest
         if isinstance(value, types.MemberDescriptorType):
             return self._intercept(_Binding(self, name, _InSlot(value)))
@@ -821,7 +836,7 @@ def _shared(value: Any, binding: _Binding) -> Any:
     def __reduce_ex__(held: Any, protocol: Any) -> Any:  # noqa: N807 - becomes that method
         # Unpickled it stands in no class body, so it is what it was before. Pickle looks up the class by its name.
         make, arguments, *rest = base.__reduce_ex__(held, protocol)
-        if arguments[0] is kind:
+        if arguments and arguments[0] is kind:
             make, arguments = _new, (base, *arguments[1:])
         return make, arguments, *rest
 
@@ -964,8 +979,9 @@ def check_attribute(cls: type, name: str, value: Any, source: Source, plan: Plan
     where = f"{cls.__qualname__}.{name}"
     if value is _ABSENT and name not in source.mentioned and not source.unreadable:
         raise AttributeError(
-            f"{plan.by} was asked to bound {where}, but neither {cls.__qualname__} nor a base of it mentions {name!r}"
-            f"{did_you_mean(name, source.mentioned)}. If it is set from outside, annotate it in the class"
+            f"{plan.by} was asked to {plan.family.verb} {where}, but neither {cls.__qualname__} nor a base of it "
+            f"mentions {name!r}{did_you_mean(name, source.mentioned)}. If it is set from outside, annotate it in the "
+            f"class"
         )
     if any(base.__module__ == "msgspec" for base in cls.__mro__):
         raise TypeError(
