@@ -14,21 +14,31 @@ from hygiene.cleanup import (
     shutdown,
 )
 from hygiene.decorators import bounded_history, bounded_registry, ttl_registry
-from hygiene.errors import HygieneError, RegistryFull
-from hygiene.events import Cause, Entry, RegistryStats, Removal
+from hygiene.errors import HygieneError, PoolClosed, PoolFull, PoolTimeout, RegistryFull
+from hygiene.events import Cause, Entry, PoolStats, RegistryStats, Removal
 from hygiene.guards import guard, load_guards
 from hygiene.history import History
 from hygiene.listeners import weak_listeners
 from hygiene.owning import owns
+from hygiene.pool import AsyncPool, AsyncPoolLease, Holder, Pool, PoolLease, managed_pool
 from hygiene.registry import Lease, Registry, referenced
 
 __all__ = [
+    "AsyncPool",
+    "AsyncPoolLease",
     "Cause",
     "Cleanup",
     "Entry",
     "History",
+    "Holder",
     "HygieneError",
     "Lease",
+    "Pool",
+    "PoolClosed",
+    "PoolFull",
+    "PoolLease",
+    "PoolStats",
+    "PoolTimeout",
     "Registry",
     "RegistryFull",
     "RegistryStats",
@@ -41,6 +51,7 @@ __all__ = [
     "guard",
     "install_signal_handlers",
     "load_guards",
+    "managed_pool",
     "owns",
     "referenced",
     "register_cleanup",
