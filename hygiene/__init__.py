@@ -22,10 +22,12 @@ from hygiene.listeners import weak_listeners
 from hygiene.owning import owns
 from hygiene.pool import AsyncPool, AsyncPoolLease, Holder, Pool, PoolLease, managed_pool
 from hygiene.registry import Lease, Registry, referenced
+from hygiene.session import AsyncSession, Session, current_session, managed_session
 
 __all__ = [
     "AsyncPool",
     "AsyncPoolLease",
+    "AsyncSession",
     "Cause",
     "Cleanup",
     "Entry",
@@ -43,15 +45,18 @@ __all__ = [
     "RegistryFull",
     "RegistryStats",
     "Removal",
+    "Session",
     "ShutdownReport",
     "SignalHandlers",
     "ashutdown",
     "bounded_history",
     "bounded_registry",
+    "current_session",
     "guard",
     "install_signal_handlers",
     "load_guards",
     "managed_pool",
+    "managed_session",
     "owns",
     "referenced",
     "register_cleanup",
