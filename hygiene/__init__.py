@@ -23,6 +23,7 @@ from hygiene.owning import owns
 from hygiene.pool import AsyncPool, AsyncPoolLease, Holder, Pool, PoolLease, managed_pool
 from hygiene.registry import Lease, Registry, referenced
 from hygiene.session import AsyncSession, Session, current_session, managed_session
+from hygiene.shared import ManagedLocal, SharedResource, managed_local, shared_resource
 
 __all__ = [
     "AsyncPool",
@@ -35,6 +36,7 @@ __all__ = [
     "Holder",
     "HygieneError",
     "Lease",
+    "ManagedLocal",
     "Pool",
     "PoolClosed",
     "PoolFull",
@@ -46,6 +48,7 @@ __all__ = [
     "RegistryStats",
     "Removal",
     "Session",
+    "SharedResource",
     "ShutdownReport",
     "SignalHandlers",
     "ashutdown",
@@ -55,11 +58,13 @@ __all__ = [
     "guard",
     "install_signal_handlers",
     "load_guards",
+    "managed_local",
     "managed_pool",
     "managed_session",
     "owns",
     "referenced",
     "register_cleanup",
+    "shared_resource",
     "shutdown",
     "ttl_registry",
     "weak_listeners",
