@@ -1,8 +1,9 @@
-"""``python -m benchmarks registries``: measure, and say which promises hold."""
+"""``python -m benchmarks registries`` (or ``pools``, ``sessions``): measure, and say which promises hold."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import sys
@@ -11,21 +12,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.registries import FULL, LRU, QUICK, Report, Row, Sizes, run
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["main"]
+    from benchmarks.registries import Report, Row
+
+__all__ = ["SUITES", "main"]
+
+SUITES: dict[str, tuple[str, ...]] = {  # each a module here, and the packages whose versions matter to it
+    "registries": ("cachetools", "cachebox", "lru-dict", "expiringdict", "theine"),
+    "pools": ("SQLAlchemy", "psycopg", "psycopg-pool", "DBUtils", "asyncpg", "anyio"),
+    "sessions": (),
+}
 
 
-def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, sizes: object = None) -> int:
     """
     Run what the command line asks for.
 
     Args:
         arguments: The command line without the program's name; ``sys.argv`` if not given.
-        sizes: Measure this much, whatever the command line says.
+        sizes: Measure this much (the suite's ``Sizes``), whatever the command line says.
 
     Returns:
         The exit code: 0 however the measurements came out; a busy machine is no error.
@@ -33,16 +40,18 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure hygiene beside what others offer."
     )
-    parser.add_argument("suite", choices=["registries"], help="what to measure")
-    parser.add_argument("--quick", action="store_true", help="fewer entries and rounds: a minute, not ten")
+    parser.add_argument("suite", choices=list(SUITES), help="what to measure")
+    parser.add_argument("--quick", action="store_true", help="fewer of everything: registries take a minute, not ten")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown, with ratios only")
     options = parser.parse_args(arguments)
-    report = run(sizes or (QUICK if options.quick else FULL), lambda what: print(f"... {what}", file=sys.stderr))
+    suite = importlib.import_module(f"benchmarks.{options.suite}")  # the contenders of the others stay outside
+    chosen = sizes or (suite.QUICK if options.quick else suite.FULL)
+    report = suite.run(chosen, lambda what: print(f"... {what}", file=sys.stderr))
     for line in markdown(report) if options.markdown else text(report):
         print(line)
     if options.json is not None:
-        options.json.write_text(json.dumps(as_json(report), indent=1) + "\n")
+        options.json.write_text(json.dumps(as_json(report, SUITES[options.suite]), indent=1) + "\n")
     return 0
 
 
@@ -69,10 +78,10 @@ def verdict(row: Row) -> str:
 def text(report: Report) -> Iterator[str]:
     """The report for a terminal."""
     for what, found in report.nanoseconds.items():
-        yield f"\n{what} (ns an operation, and the ratio to {LRU})"
+        yield f"\n{what} (ns an operation, and the ratio to {report.base})"
         for name, value in sorted(found.items(), key=lambda pair: pair[1]):
             compared = report.ratios.get(what, {}).get(name)
-            yield f"  {name:26} {value:9.1f}" + ("" if compared is None else f" {compared:7.2f}")
+            yield f"  {name:36} {value:9.1f}" + ("" if compared is None else f" {compared:7.2f}")
     for name, reason in report.absent.items():
         yield f"\nnot measured: {name} ({reason})"
     yield ""
@@ -91,7 +100,7 @@ def markdown(report: Report) -> Iterator[str]:
         yield f"| {row.what} | {shown(row)} | {promised(row)} | {verdict(row)} | {row.note} |"
     yield ""
     operations = list(report.ratios)
-    yield f"| time against {LRU} | {' | '.join(operations)} |"
+    yield f"| time against {report.base} | {' | '.join(operations)} |"
     yield f"| --- |{' ---: |' * len(operations)}"
     for name in dict.fromkeys(name for ratios in report.ratios.values() for name in ratios):
         cells = [report.ratios[what].get(name) for what in operations]
@@ -100,10 +109,10 @@ def markdown(report: Report) -> Iterator[str]:
         yield f"| {name} |{' not installed |' * len(operations)}"
 
 
-def as_json(report: Report) -> dict[str, object]:
-    """The report for programs."""
+def as_json(report: Report, packages: Sequence[str]) -> dict[str, object]:
+    """The report for programs, with the versions of *packages*."""
     versions = {}
-    for package in ("cachetools", "cachebox", "lru-dict", "expiringdict", "theine"):
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -28,7 +28,7 @@ from array import array
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cachetools
 import psutil
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = ["FULL", "QUICK", "Report", "Row", "Sizes", "run"]
+
+S = TypeVar("S")  # how much a suite measures
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 STALL = 100.0  # microseconds: the limit for a single operation, and what counts as a stall of a plain dict
@@ -115,37 +117,36 @@ class Report:
     Args:
         rows: What was promised, and what else belongs beside it.
         nanoseconds: By operation and contender: the median of an operation.
-        ratios: By operation and contender: against cachetools' LRUCache without a lock.
+        ratios: By operation and contender: against *base*.
         absent: Contenders that could not be imported, and why.
+        base: The contender that the others are compared with.
     """
 
     rows: list[Row] = field(default_factory=list)
     nanoseconds: dict[str, dict[str, float]] = field(default_factory=dict)
     ratios: dict[str, dict[str, float]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=lambda: dict(ABSENT))
+    base: str = LRU
 
     def note_times(self, what: str, series: Series) -> None:
         """Keep the medians of *series*."""
         self.nanoseconds[what] = {name: statistics.median(values) for name, values in series.items()}
-        if LRU in series:
-            self.ratios[what] = {name: ratio(series, name, LRU) for name in series}
+        if self.base in series:
+            self.ratios[what] = {name: ratio(series, name, self.base) for name in series}
 
 
 def run(sizes: Sizes, progress: Callable[[str], None] = lambda _: None) -> Report:
     """Measure everything; *progress* is told what comes next."""
-    report = Report()
-    sections: list[Callable[[Sizes, Report], None]] = [
-        operations,
-        growth,
-        single_operations,
-        memory,
-        expiry,
-        threads,
-        attribute,
-        traces,
-    ]
+    sections = [operations, growth, single_operations, memory, expiry, threads, attribute, traces]
+    return measure(sections, sizes, Report(), progress)
+
+
+def measure(
+    sections: Sequence[Callable[[S, Report], None]], sizes: S, report: Report, progress: Callable[[str], None]
+) -> Report:
+    """Run *sections* one after the other, with the garbage collector off; each is announced by its first line."""
     for section in sections:
-        progress((section.__doc__ or "").strip().rstrip("."))
+        progress((section.__doc__ or "").strip().partition("\n")[0].rstrip("."))
         gc.collect()
         gc.disable()
         try:
