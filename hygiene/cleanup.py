@@ -43,9 +43,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
-from hygiene.closing import Shield, running_loop, unfinished_releases
-from hygiene.closing import _is_async as is_async
-from hygiene.closing import _retrieve as retrieve
+from hygiene.closing import Shield, is_async, retrieve, running_loop, unfinished_releases
 from hygiene.janitor import aside, janitor, survive_fork
 from hygiene.units import Duration, seconds
 

@@ -25,9 +25,12 @@ __all__ = [
     "Closer",
     "Releases",
     "Shield",
+    "anyio_shield",
     "call_within",
     "check_closer",
     "find_closer",
+    "is_async",
+    "retrieve",
     "running_loop",
     "unfinished_releases",
 ]
@@ -141,7 +144,7 @@ class Releases:
 
     def _call(self, value: Any, release: Callable[[], Any]) -> None:
         loop = running_loop()
-        if loop is None and _is_async(release):
+        if loop is None and is_async(release):
             self._waiting.append((value, release))  # not called: nothing here could await the coroutine
             return
         try:
@@ -214,7 +217,8 @@ async def _wait(task: asyncio.Future[None]) -> None:
     await asyncio.wait([task])
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling *function* gives something to await, as far as can be told before."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
@@ -283,11 +287,11 @@ class Shield:
             if left is not None and left <= 0 and begun:  # else one that needs no time would not even be called
                 if not leave:
                     task.cancel()
-                task.add_done_callback(_retrieve)
+                task.add_done_callback(retrieve)
                 given = "was not done within its grace after a cancellation" if end is None else "timed out"
                 raise TimeoutError(f"{what} {given}; it was {'left alone' if leave else 'cancelled'}")
             try:
-                with _anyio_shield():
+                with anyio_shield():
                     await asyncio.wait([task], timeout=None if left is None else max(left, 0.0))
             except asyncio.CancelledError as error:
                 if self._cancelled is None:
@@ -316,13 +320,13 @@ class Shield:
             raise cancelled
 
 
-def _retrieve(task: asyncio.Future[Any]) -> None:
+def retrieve(task: asyncio.Future[Any]) -> None:
     """Look at the outcome of a task that nobody waits for, so that the loop does not complain about it."""
     if not task.cancelled():
         task.exception()
 
 
-def _anyio_shield() -> contextlib.AbstractContextManager[object]:
+def anyio_shield() -> contextlib.AbstractContextManager[object]:
     """
     A scope that keeps anyio's cancellation out, in a process that uses it.
 

@@ -16,10 +16,11 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Charge", "Janitor", "aside", "janitor", "survive_fork"]
+__all__ = ["Charge", "Janitor", "aside", "janitor", "leave_alone", "survive_fork"]
 
 logger = logging.getLogger("hygiene")
 
@@ -42,8 +43,8 @@ class Janitor:
     """
     The thread that visits its charges when they are due.
 
-    Safe to call from any thread, from finalizers and inside a charge's own lock: `watch` takes no lock that a visit
-    holds. In a forked child it starts anew with what it was watching.
+    Safe to call from any thread, from finalizers and inside a charge's own lock: `watch` takes no lock. In a forked
+    child it starts anew with what it was watching.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,8 @@ class Janitor:
         self._agenda: list[tuple[float, int, weakref.ref[Charge]]] = []
         self._visiting: tuple[float, int, weakref.ref[Charge]] | None = None
         self._stale = False
-        self._lock = threading.RLock()
+        # Who takes it out runs the thread. No lock: a finalizer may come back here while the thread is being started.
+        self._vacancy = deque([None])
         self._thread: threading.Thread | None = None
         self.wakeups = 0
         """Times that the thread stopped sleeping: something was due, or there was news of a charge."""
@@ -72,10 +74,17 @@ class Janitor:
 
     def _schedule(self, charge: weakref.ref[Charge], delay: float) -> None:
         self._news.put((time.monotonic() + max(delay, 0.0), next(self._serial), charge))
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hygiene-janitor", daemon=True)
-                self._thread.start()
+        try:
+            self._vacancy.pop()
+        except IndexError:
+            return  # the thread runs, or is just being started
+        try:
+            self._thread = threading.Thread(target=self._run, name="hygiene-janitor", daemon=True)
+            self._thread.start()
+        except BaseException:  # no thread can be started now; whoever watches next tries again
+            self._thread = None
+            self._vacancy.append(None)
+            raise
 
     def _died(self, _: weakref.ref[Charge]) -> None:
         self._news.put(None)
@@ -104,11 +113,17 @@ class Janitor:
             heapq.heapify(agenda)
         if agenda:
             return min(max(agenda[0][0] - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
-        with self._lock:
-            # A charge is announced before the lock is taken, so either we see the news or its sender sees no thread.
-            if self._news.empty():
-                self._thread = None
-                return None
+        self._thread = None
+        self._vacancy.append(None)
+        # A charge is announced before its sender looks for a vacancy: either we see the news, or the sender starts a
+        # thread. If both, one of the two takes the place.
+        if self._news.empty():
+            return None
+        try:
+            self._vacancy.pop()
+        except IndexError:
+            return None
+        self._thread = threading.current_thread()
         return 0.0
 
     def _visit_due(self) -> None:
@@ -170,6 +185,18 @@ _survivors: weakref.WeakValueDictionary[int, Survivor] = weakref.WeakValueDictio
 def survive_fork(survivor: Survivor) -> None:
     """Give *survivor*, held weakly, new locks in every forked child."""
     _survivors[id(survivor)] = survivor
+
+
+def leave_alone(thing: object) -> None:
+    """
+    Keep *thing* for ever, and do nothing with it: it belongs to the parent process, or to an event loop that is gone.
+
+    To collect a connection may say goodbye to a server that the parent is still talking to.
+    """
+    _elsewhere.append(thing)
+
+
+_elsewhere: list[object] = []
 
 
 def _after_fork_in_child() -> None:

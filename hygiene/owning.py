@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from hygiene.closing import GRACE, Shield, _is_async, find_closer
+from hygiene.closing import GRACE, Shield, find_closer, is_async
 from hygiene.decorators import _ABSENT, Source, can_change, checked_names, did_you_mean, find
 
 __all__ = ["owns"]
@@ -436,10 +436,10 @@ def _release_now(obj: Any, failed: _Failures) -> None:
     for where, resource in _claimed(obj, record, failed):
         try:
             closer = _closer(resource, prefer_async=False)
-            result = None if _is_async(closer) else closer()
+            result = None if is_async(closer) else closer()
             if inspect.iscoroutine(result):
                 result.close()  # not begun, so aclose() can make it again
-            if _is_async(closer) or inspect.iscoroutine(result):
+            if is_async(closer) or inspect.iscoroutine(result):
                 record.released.pop(id(resource), None)
             elif inspect.isawaitable(result):
                 record.unfinished.append((where, result))

@@ -28,7 +28,7 @@ from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import GRACE, Closer, Shield, check_closer, find_closer, running_loop
 from hygiene.errors import PoolClosed, PoolFull, PoolTimeout
 from hygiene.events import PoolStats
-from hygiene.janitor import aside, janitor, survive_fork
+from hygiene.janitor import aside, janitor, leave_alone, survive_fork
 from hygiene.leasing import VACANT, Leasing, Slot, Tally, Ticket
 from hygiene.units import Duration, seconds
 
@@ -574,7 +574,7 @@ class _Pool(Generic[R]):
         for slot in core.slots():
             slot.expires = float("-inf")  # so that giving it back looks twice
         # For ever: to collect a connection may say goodbye to a server that the parent is still talking to.
-        _elsewhere.append(core)
+        leave_alone(core)
         self._home = None
         self._drained.clear()
         self._start(closed=core.closed)
@@ -830,7 +830,7 @@ class Pool(_Pool[R]):
         core = self._core
         if not slot.of(core):
             slot.forget()
-            _elsewhere.append(slot)
+            leave_alone(slot)
             return  # taken before a fork: it belongs to the parent, and is not collected here either
         now = slot.since
         if self._leak_after is not None:
@@ -1093,6 +1093,12 @@ class AsyncPool(_Pool[R]):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
+    def _after_fork(self) -> None:
+        # The parent's tasks never end here, and must not be collected: that would close what they are busy with.
+        leave_alone(self._tasks)
+        self._tasks = set()
+        super()._after_fork()
+
     def _move_in(self) -> asyncio.AbstractEventLoop:
         """The running loop, which the pool belongs to from now on."""
         loop = asyncio.get_running_loop()
@@ -1213,7 +1219,7 @@ class AsyncPool(_Pool[R]):
         core = self._core
         if not slot.of(core):
             slot.forget()
-            _elsewhere.append(slot)
+            leave_alone(slot)
             return None  # taken before a fork, or on a loop that is gone
         now = slot.since
         if self._leak_after is not None:
@@ -1434,10 +1440,6 @@ class _Duty:
             except IndexError:
                 return None  # its sender has scheduled a visit
         return delay
-
-
-_elsewhere: list[object] = []
-"""What belongs to the parent of this process, or to an event loop that is gone."""
 
 
 def _nothing() -> None:

@@ -42,7 +42,7 @@ from contextlib import (
 from contextvars import ContextVar
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
-from hygiene.closing import GRACE, Closer, Shield, _anyio_shield, _is_async, call_within, check_closer, find_closer
+from hygiene.closing import GRACE, Closer, Shield, anyio_shield, call_within, check_closer, find_closer, is_async
 from hygiene.registry import Registry
 from hygiene.units import Duration, seconds
 
@@ -282,7 +282,7 @@ class Session(_Base):
             asynchronous: Any = function.__code__.co_flags & _COROUTINE
         else:
             _check_callable(function)
-            asynchronous = _is_async(function)
+            asynchronous = is_async(function)
         if asynchronous:
             raise TypeError(
                 f"{_described(function)} is asynchronous and this is a Session; use `async with managed_session()`"
@@ -936,7 +936,7 @@ class _Owner:
                 if self._broken is None:
                     await self._wake_up
                 else:  # anyio would cancel this task in every step of the loop until it has left the scope
-                    with _anyio_shield():
+                    with anyio_shield():
                         await self._wake_up
             except asyncio.CancelledError as error:
                 self._break(error)
@@ -1227,7 +1227,7 @@ class managed_session(Generic[S_co, A_co]):  # noqa: N801 - reads as the verb th
             wrapper = self._async_generator(function)
         elif inspect.isgeneratorfunction(function):
             wrapper = self._generator(function)
-        elif _is_async(function):
+        elif is_async(function):
             wrapper = self._async_function(function)
         else:
             wrapper = self._function(function)
@@ -1341,7 +1341,7 @@ def _release_of(value: Any, close: Closer, *, prefer_async: bool = False) -> Cal
             f"wanted something to release, with {wanted}; found a {kind}. Call it yourself, and say with "
             "session.callback() what undoes it"
         )
-    if not prefer_async and _is_async(release):
+    if not prefer_async and is_async(release):
         raise TypeError(f"a {kind} is released asynchronously; use `async with managed_session()`")
     return release
 

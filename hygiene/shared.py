@@ -22,7 +22,7 @@ from cachetools.keys import hashkey
 from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import Closer, Releases, check_closer, find_closer, running_loop
 from hygiene.events import Entry
-from hygiene.janitor import survive_fork
+from hygiene.janitor import leave_alone, survive_fork
 from hygiene.pins import Lease
 from hygiene.registry import Registry
 from hygiene.units import Duration, seconds
@@ -149,7 +149,7 @@ class SharedResource(Generic[P, R]):
         # What the parent opened stays its own: it is not closed here, nor collected, which may close it, too.
         resources = self._resources
         resources._after_fork()
-        _elsewhere.extend(resources.values())
+        leave_alone(list(resources.values()))
         resources.clear()
         self._known = False
 
@@ -304,7 +304,7 @@ class ManagedLocal(Generic[T]):
         for reference in list(self._keepers.values()):
             keeper = reference()
             if keeper is not None:
-                _elsewhere.append(keeper.held.pop())
+                leave_alone(keeper.held.pop())
         self._start()
         self._known = False
 
@@ -374,7 +374,3 @@ def managed_local(factory: Callable[[], T], close: Closer = "auto") -> ManagedLo
 
 def _closing_failed(name: str, value: Any, error: BaseException) -> None:
     logger.error("closing a %r of managed_local %r failed", type(value).__name__, name, exc_info=error)
-
-
-_elsewhere: list[object] = []
-"""What belongs to the parent of this process."""

@@ -286,6 +286,47 @@ def test_where_no_thread_can_start_it_is_called_here(monkeypatch: pytest.MonkeyP
     assert [threading.current_thread()] == found
 
 
+def test_a_thread_that_could_not_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is out of threads for a moment does not lose its janitor for good."""
+    janitor, first, second = Janitor(), Charge(), Charge()
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            janitor.watch(first, 0)
+    assert not janitor.running
+
+    janitor.watch(second, 0)
+    assert first.visits.acquire(timeout=PATIENCE)
+    assert second.visits.acquire(timeout=PATIENCE)
+    assert ended(janitor)
+
+
+def test_a_charge_that_comes_while_the_thread_is_being_started_starts_no_second_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As from a finalizer, or a signal handler, in the middle of `watch`."""
+    janitor, first, second = Janitor(), Charge(), Charge()
+    start, started = threading.Thread.start, []
+
+    def interrupted(self: threading.Thread) -> None:
+        started.append(self)
+        if len(started) == 1:
+            janitor.watch(second, 0)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    janitor.watch(first, 0)
+
+    assert first.visits.acquire(timeout=PATIENCE)
+    assert second.visits.acquire(timeout=PATIENCE)
+    assert 1 == len(started)
+    assert ended(janitor)
+
+
 def test_a_failing_visit_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged and tried again later; the other charges are visited."""
 
