@@ -19,7 +19,8 @@ from sqlalchemy.pool.base import _ConnectionRecord
 
 from hygiene.errors import PoolClosed, PoolFull, PoolTimeout
 from hygiene.events import PoolStats
-from hygiene.pool import Holder, Pool, PoolLease, _elsewhere
+from hygiene.janitor import leave_alone
+from hygiene.pool import Holder, Pool, PoolLease
 from hygiene.units import Duration, seconds
 
 __all__ = ["HygienePool"]
@@ -147,7 +148,7 @@ class HygienePool(sqlalchemy.pool.Pool):
         del record.lease  # or it and the record would hold each other
         if not lease._slot.of(self._records._core):
             # Taken before a fork. To collect it would say goodbye to a server that the parent is still talking to.
-            _elsewhere.append(record)
+            leave_alone(record)
             return
         # One that was invalidated or detached is gone; whoever comes next opens another.
         lease.release(discard=self._disposed or record.dbapi_connection is None)
