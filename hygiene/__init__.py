@@ -14,7 +14,17 @@ from hygiene.cleanup import (
     shutdown,
 )
 from hygiene.decorators import bounded_history, bounded_registry, ttl_registry
-from hygiene.errors import HygieneError, PoolClosed, PoolFull, PoolTimeout, RegistryFull
+from hygiene.errors import (
+    HygieneError,
+    NotStorable,
+    PoolClosed,
+    PoolFull,
+    PoolTimeout,
+    RegistryFull,
+    StoreError,
+    StoreUnavailable,
+    VersionConflict,
+)
 from hygiene.events import Cause, Entry, PoolStats, RegistryStats, Removal
 from hygiene.guards import guard, load_guards
 from hygiene.history import History
@@ -24,6 +34,7 @@ from hygiene.pool import AsyncPool, AsyncPoolLease, Holder, Pool, PoolLease, man
 from hygiene.registry import Lease, Registry, referenced
 from hygiene.session import AsyncSession, Session, current_session, managed_session
 from hygiene.shared import ManagedLocal, SharedResource, managed_local, shared_resource
+from hygiene.stores import SQLiteStore, Store, open_store
 
 __all__ = [
     "AsyncPool",
@@ -37,6 +48,7 @@ __all__ = [
     "HygieneError",
     "Lease",
     "ManagedLocal",
+    "NotStorable",
     "Pool",
     "PoolClosed",
     "PoolFull",
@@ -47,10 +59,15 @@ __all__ = [
     "RegistryFull",
     "RegistryStats",
     "Removal",
+    "SQLiteStore",
     "Session",
     "SharedResource",
     "ShutdownReport",
     "SignalHandlers",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "VersionConflict",
     "ashutdown",
     "bounded_history",
     "bounded_registry",
@@ -61,6 +78,7 @@ __all__ = [
     "managed_local",
     "managed_pool",
     "managed_session",
+    "open_store",
     "owns",
     "referenced",
     "register_cleanup",

@@ -20,7 +20,7 @@ FLOORS = (
     ("any order", "errors events units sizing"),
     ("any order", "recency leasing trend"),  # pure: no lock, no I/O, no thread
     ("ordered", "closing limits janitor cleanup views pins registry group history session pool"),
-    ("ordered", "decorators guards listeners owning shared writebehind stores memory"),
+    ("ordered", "decorators guards listeners owning shared stores writebehind memory"),
     ("any order", "cli integrations testing"),  # edges: imported by nobody but the way in
     ("any order", "__main__"),
 )
