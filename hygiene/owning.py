@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from hygiene.closing import GRACE, Shield, find_closer, is_async
 from hygiene.decorators import _ABSENT, Source, can_change, checked_names, did_you_mean, find
+from hygiene.registry import Registry
 
 __all__ = ["owns"]
 
@@ -409,10 +410,15 @@ def _spread(where: str, value: Any) -> Iterator[tuple[str, Any]]:
     """*value*, or what is in it if it is a container that cannot be closed itself."""
     if value is None:
         return
-    if find_closer(value, "auto", prefer_async=False) is None:
+    # To close a registry that was not told how to close its values would only empty it.
+    unclosed = isinstance(value, Registry) and value._limits.close is None
+    if unclosed or find_closer(value, "auto", prefer_async=False) is None:
         if isinstance(value, Mapping):
             for key, member in reversed(list(value.items())):
-                yield from _spread(f"{where}[{key!r}]", member)
+                if not unclosed or find_closer(member, "auto", prefer_async=False) is not None:
+                    yield from _spread(f"{where}[{key!r}]", member)
+            if unclosed:
+                yield where, value
             return
         if isinstance(value, _MEMBERS):
             for place, member in reversed(list(enumerate(value))):
@@ -452,7 +458,7 @@ def _release_now(obj: Any, failed: _Failures) -> None:
 
 def _needs_await(obj: Any, resource: Any) -> TypeError:
     return TypeError(
-        f"a {type(resource).__qualname__} can only be released asynchronously, so it is still open: use "
+        f"{type(resource).__qualname__} can only be released asynchronously, so it is still open: use "
         f"`await {type(obj).__qualname__}.aclose()` or `async with`"
     )
 

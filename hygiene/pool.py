@@ -413,7 +413,10 @@ class _Pool(Generic[R]):
             raise self._closed_error()
 
     def _closed_error(self) -> PoolClosed:
-        return PoolClosed(f"pool {self.name!r} is closed, and nothing can be taken from it")
+        return PoolClosed(
+            f"pool {self.name!r} is closed, by itself or by shutdown(), and nothing can be taken from it. Make a new "
+            "one, or make it in a lifespan, where it begins and ends with its users."
+        )
 
     def _time_out(self, limit: float | None) -> NoReturn:
         self._timeouts.add()
@@ -608,7 +611,7 @@ class Pool(_Pool[R]):
         close: Releases a resource: a callable, the name of a method, or "auto" (``close``, ``aclose``, ``__exit__``,
             ..., whichever it has). Errors are logged and counted, but those of `close` are raised there.
         leak_after: Seconds after which a resource that is still held is reported, with the stack that took it. It costs
-            about a microsecond with each acquire; ``None`` records nothing.
+            a few microseconds with each acquire, more the deeper the stack; ``None`` records nothing.
         order: "lifo" hands out what came back last, so that what is not needed grows old and is closed; "fifo" lets all
             take turns.
         name: What it is called in logs and errors; by default what *open* is called.

@@ -60,6 +60,7 @@ A_co = TypeVar("A_co", covariant=True)
 T_co = TypeVar("T_co", covariant=True)
 
 _NO_KEYWORDS: dict[str, Any] = {}
+_NOTHING: Any = None  # what a function that was decorated without parentheses is called with
 _COROUTINE = inspect.CO_COROUTINE
 _FUNCTION = types.FunctionType
 
@@ -93,6 +94,12 @@ def current_session() -> Session | AsyncSession:
     """
     session = _live(_current.get())
     if session is None:
+        ended = _current.get()
+        if ended is not None:
+            raise LookupError(
+                f"wanted the current session; found that {ended._label()}, in which this began, is closed. Wait for "
+                "what you start inside of its block, or open a session there"
+            )
         raise LookupError(
             "wanted the current session; found none. Call this inside `with managed_session()`, or in a function that "
             "is decorated with it; a new thread has no session of its own"
@@ -1212,7 +1219,7 @@ class managed_session(Generic[S_co, A_co]):  # noqa: N801 - reads as the verb th
             return managed_session(**how)
         return managed_session(self._factory, *self._args, **how, **self._kwargs)
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+    def __call__(self, function: Callable[P, R] = _NOTHING) -> Callable[P, R]:
         """*function*, each call of which is a session."""
         if isinstance(function, (classmethod, staticmethod)):
             return cast("Callable[P, R]", type(function)(self(function.__func__)))
@@ -1342,7 +1349,7 @@ def _release_of(value: Any, close: Closer, *, prefer_async: bool = False) -> Cal
             "session.callback() what undoes it"
         )
     if not prefer_async and is_async(release):
-        raise TypeError(f"a {kind} is released asynchronously; use `async with managed_session()`")
+        raise TypeError(f"{kind} is released asynchronously; use `async with managed_session()`")
     return release
 
 

@@ -20,7 +20,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from cachetools.keys import hashkey
 
 from hygiene.cleanup import close_at_shutdown
-from hygiene.closing import Closer, Releases, check_closer, find_closer, running_loop
+from hygiene.closing import Closer, Releases, check_closer, find_closer, is_async, running_loop
 from hygiene.events import Entry
 from hygiene.janitor import leave_alone, survive_fork
 from hygiene.pins import Lease
@@ -56,6 +56,7 @@ class SharedResource(Generic[P, R]):
         self._async = inspect.iscoroutinefunction(factory)
         self._name = getattr(factory, "__qualname__", type(factory).__name__)
         self._known = False
+        self._end = _AsyncEnd(self)
         self._resources: Registry[Any, _Shared] = Registry(
             idle=idle,
             close=functools.partial(_close_shared, close),
@@ -63,6 +64,7 @@ class SharedResource(Generic[P, R]):
             name=self._name,
             timer=timer,
         )
+        self._resources._known = True  # it is this that the shutdown closes
         survive_fork(self)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -142,7 +144,8 @@ class SharedResource(Generic[P, R]):
         shared.alone = getrefcount(shared.resource)
         if not self._known:
             self._known = True
-            close_at_shutdown(self, repr(self._name))
+            self._end._home = running_loop() if self._async else None
+            close_at_shutdown(self._end if self._async else self, f"shared resource {self._name!r}")
         return shared
 
     def _after_fork(self) -> None:
@@ -152,6 +155,42 @@ class SharedResource(Generic[P, R]):
         leave_alone(list(resources.values()))
         resources.clear()
         self._known = False
+
+
+class _AsyncEnd:
+    """The end of an asynchronous shared resource, as `shutdown` sees it: it needs an event loop."""
+
+    def __init__(self, shared: SharedResource[Any, Any]) -> None:
+        self._shared = weakref.ref(shared)
+        self._home: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def _known(self) -> bool:
+        shared = self._shared()
+        return shared is not None and shared._known
+
+    @_known.setter
+    def _known(self, known: bool) -> None:
+        shared = self._shared()
+        if shared is not None:
+            shared._known = known
+
+    async def aclose(self) -> None:
+        shared = self._shared()
+        if shared is not None:
+            await shared.aclose()
+
+
+class _Later:
+    """An asynchronous release that is called when it is awaited: until then there may be no loop to await it on."""
+
+    __slots__ = ("_release",)
+
+    def __init__(self, release: Callable[[], Any]) -> None:
+        self._release = release
+
+    def __await__(self) -> Any:
+        return self._release().__await__()
 
 
 class _Shared:
@@ -194,7 +233,7 @@ def _close_shared(close: Closer, shared: _Shared) -> Any:
     # Called on the loop that the resource was made on, or where there is none, on the thread that lets go of it.
     release = find_closer(shared.resource, close, prefer_async=running_loop() is not None)
     if release is not None:
-        return release()
+        return _Later(release) if running_loop() is None and is_async(release) else release()
     if close != "auto":
         raise AttributeError(f"{type(shared.resource).__name__!r} object has no method {close!r}")
     return None

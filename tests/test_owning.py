@@ -10,12 +10,13 @@ import inspect
 import logging
 import threading
 import weakref
+from typing import Any
 
 import attrs
 import pydantic
 import pytest
 
-from hygiene import Registry
+from hygiene import Registry, bounded_registry
 from hygiene.owning import _records, owns
 
 
@@ -802,3 +803,25 @@ def test_the_methods_look_like_the_class_s_own():
     assert "Bot.close" == Bot.close.__qualname__
     assert "Release what this object owns; once." == Bot.close.__doc__
     assert __name__ == Bot.close.__module__
+
+
+@pytest.mark.parametrize("first", ["owns", "bounded_registry"])
+def test_the_members_of_a_bounded_registry_are_released(first: str) -> None:
+    """The two decorators that an old class is mended with, in either order, on one attribute."""
+
+    class Bot:
+        def __init__(self) -> None:
+            self.sessions: dict[int, Any] = {}
+            self.totals: dict[int, int] = {}
+
+    decorators = [owns("sessions", "totals"), bounded_registry("sessions", "totals", maxsize=3)]
+    for decorate in decorators if first == "owns" else reversed(decorators):
+        decorate(Bot)
+    closed: list[int] = []
+    with Bot() as bot:  # type: ignore[attr-defined]
+        for number in range(5):
+            bot.sessions[number] = type("Session", (), {"close": lambda _, n=number: closed.append(n)})()
+            bot.totals[number] = number
+
+    assert [4, 3, 2] == closed
+    assert {} == bot.sessions == bot.totals

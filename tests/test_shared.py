@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -391,6 +393,47 @@ def test_after_fork_the_child_makes_its_own_and_closes_only_that(log: list[tuple
         assert b"has child closed child " == said.read()
     assert mine is client()
     write = os.open(os.devnull, os.O_WRONLY)  # for the close at exit
+
+
+def test_without_a_loop_shutdown_says_that_an_asynchronous_one_needs_one() -> None:
+    """Nothing is reported as finished, and no coroutine is made that nobody awaits."""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", ASYNC_END],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+    assert "" == done.stderr
+    assert ["{\"shared resource 'client'\": 'needs an event loop: await ashutdown()'}", "closed"] == (
+        done.stdout.splitlines()
+    )
+
+
+ASYNC_END = """
+import asyncio
+import logging
+
+from hygiene import ashutdown, shared_resource, shutdown
+
+logging.getLogger("hygiene").setLevel(logging.CRITICAL)
+
+class Client:
+    async def aclose(self):
+        print("closed")
+
+@shared_resource()
+async def client():
+    return Client()
+
+async def main():
+    await client()
+
+asyncio.run(main())
+print(dict(shutdown().unfinished))
+asyncio.run(ashutdown())
+"""
 
 
 # One for each.

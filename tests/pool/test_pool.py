@@ -406,7 +406,10 @@ def test_closing_twice_is_fine_and_nothing_can_be_taken_then(factory: Factory) -
 
     assert pool.closed
     assert [0] == factory.closed
-    with pytest.raises(PoolClosed, match="pool 'db' is closed, and nothing can be taken from it"):
+    with pytest.raises(
+        PoolClosed,
+        match=r"pool 'db' is closed, by itself or by shutdown\(\), and nothing can be taken from it\. Make a new",
+    ):
         pool.lease()
 
 

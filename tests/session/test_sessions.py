@@ -251,8 +251,8 @@ def test_a_resource_of_a_pool_goes_back(log: list[str]) -> None:
         (lambda: None, r"found a NoneType"),
         (later, r"later is asynchronous; use `async with managed_session\(\)`"),
         (contextlib.contextmanager(lambda: iter(())), r"not entered yet\. Use session\.enter\(\) instead of open\(\)"),
-        (type("Client", (), {"aclose": later}), r"a Client is released asynchronously; use `async with"),
-        (type("Client", (), {"close": later}), r"a Client is released asynchronously; use `async with"),
+        (type("Client", (), {"aclose": later}), r"Client is released asynchronously; use `async with"),
+        (type("Client", (), {"close": later}), r"Client is released asynchronously; use `async with"),
     ],
 )
 def test_what_cannot_be_released_is_refused(factory: Any, message: str) -> None:
@@ -604,3 +604,11 @@ def test_the_reprs_say_what_is_there() -> None:
     assert "<Session 'agents': closed>" == repr(session)
     assert "managed_session(Resource, name='a')" == repr(managed_session(Resource, [], "x", name="a"))
     assert "managed_session()" == repr(managed_session())
+
+
+def test_a_decorator_without_parentheses_says_so_when_the_function_is_called() -> None:
+    @managed_session
+    def work() -> None: ...
+
+    with pytest.raises(TypeError, match=r"Decorate with parentheses: @managed_session\(\)"):
+        work()
