@@ -43,7 +43,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
-from hygiene.closing import Shield, is_async, retrieve, running_loop, unfinished_releases
+from hygiene.closing import Shield, is_async, note, retrieve, running_loop, unfinished_releases
 from hygiene.janitor import aside, janitor, survive_fork
 from hygiene.units import Duration, seconds
 
@@ -212,6 +212,11 @@ class Cleanup(Generic[P, R]):
     def _begin(self) -> bool:
         """Start it by itself, unless the last run still goes on; what comes of it is logged and counted."""
         if not self._free.acquire(blocking=False):
+            if self._asynchronous and self._home is not None and self._home.is_closed():
+                self.cancel()  # its last run was never begun, and never will be
+            return False
+        if not self.active:  # cancelled since its turn came
+            self._free.release()
             return False
         self.runs += 1
         if not self._asynchronous:
@@ -246,8 +251,10 @@ class Cleanup(Generic[P, R]):
             # the loop itself holds its tasks weakly.
             self._task = home.create_task(self._go_async(function))
 
-        with contextlib.suppress(RuntimeError):  # closed since: the next visit finds out
+        try:
             home.call_soon_threadsafe(start)
+        except RuntimeError:  # closed since: the next visit finds out
+            self._free.release()
 
     async def _go_async(self, function: Callable[[], Any]) -> None:
         error: BaseException | None = None
@@ -515,6 +522,8 @@ class _Run:
         self._began = time.monotonic()
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else self._began + timeout
+        self._names: set[str] = set()
+        self._numbers: dict[str, int] = {}  # how many of one name there are, so that thousands cost no search each
         self._finished: list[str] = []
         self._failed: dict[str, BaseException] = {}
         self._unfinished: dict[str, str] = {}
@@ -559,7 +568,7 @@ class _Run:
             self._finished.append(name)
             return
         where = "" if job.asynchronous else ", in a thread of its own (not in the one that registered it)"
-        error.add_note(f"while running cleanup {name!r}{where}")
+        note(error, f"while running cleanup {name!r}{where}")
         self._failed[name] = error
         logger.error("cleanup %r failed", name, exc_info=error)
 
@@ -581,9 +590,12 @@ class _Run:
         return f"still running at the deadline, after {self._timeout:g} s"
 
     def _called(self, job: _Job | _ForExit) -> str:
-        used = {*self._finished, *self._failed, *self._unfinished}
-        numbered = (f"{job.name} ({number})" for number in itertools.count(2))
-        return next(name for name in itertools.chain([job.name], numbered) if name not in used)
+        while True:
+            number = self._numbers[job.name] = self._numbers.get(job.name, 0) + 1
+            name = job.name if number == 1 else f"{job.name} ({number})"
+            if name not in self._names:
+                self._names.add(name)
+                return name
 
     def report(self) -> ShutdownReport:
         """What is known by now."""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "GRACE",
+    "HOOK_ERRORS",
     "Closer",
     "Releases",
     "Shield",
@@ -30,12 +31,20 @@ __all__ = [
     "check_closer",
     "find_closer",
     "is_async",
+    "note",
     "retrieve",
     "running_loop",
     "unfinished_releases",
 ]
 
 T = TypeVar("T")
+
+HOOK_ERRORS = (Exception, asyncio.CancelledError, SystemExit)
+"""
+What a hook of the user may raise without the caller hearing of it. Only Ctrl-C goes through.
+
+The result of a future that was cancelled is a ``CancelledError`` in code that nobody has cancelled.
+"""
 
 GRACE = 10.0
 """
@@ -75,6 +84,12 @@ def find_closer(value: Any, close: Closer, *, prefer_async: bool) -> Callable[[]
         if callable(method):
             return functools.partial(method, None, None, None) if name in {"__exit__", "__aexit__"} else method
     return None
+
+
+def note(error: BaseException, text: str) -> None:
+    """Add a note to *error*, if it takes any: a frozen dataclass does not, and what failed must not stop the rest."""
+    with contextlib.suppress(Exception):
+        error.add_note(text)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -149,7 +164,7 @@ class Releases:
             return
         try:
             result = release()
-        except Exception as error:
+        except HOOK_ERRORS as error:
             self._failed(value, error)
             return
         if not inspect.isawaitable(result):
@@ -174,6 +189,11 @@ class Releases:
     def _done(self, task: asyncio.Future[None]) -> None:
         with self._changed:
             self._running.discard(task)
+
+    def _after_fork(self) -> None:
+        """Forget what runs in the parent, on loops that do not run here."""
+        self._changed = threading.RLock()
+        self._running, self._handed = set(), {}
 
     async def drain(self) -> None:
         """Wait for every release that was started, and run here those that have no running loop."""

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from hygiene.closing import HOOK_ERRORS
 from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.limits import Limits
 from hygiene.pins import MISSING as _MISSING
@@ -193,7 +194,7 @@ class _Column(_Timed[Any, Any]):
         try:
             row = self._derive(key)
             hash(row)
-        except Exception as error:
+        except HOOK_ERRORS as error:
             self._hook_failed("key", key, error)
             return key
         return row

@@ -137,7 +137,7 @@ class Janitor:
                 continue
             try:
                 delay = charge._visit()
-            except Exception:
+            except BaseException:  # nobody interrupts this thread: whatever it is, a hook has raised it
                 logger.exception("the visit of %r failed; it is tried again in a minute", type(charge).__name__)
                 delay = 60.0
             del charge  # or this frame would keep it alive until the next visit
@@ -202,7 +202,10 @@ _elsewhere: list[object] = []
 def _after_fork_in_child() -> None:
     # Registries first: the janitor, which is the oldest, would visit them at once.
     for survivor in reversed(list(_survivors.values())):
-        survivor._after_fork()
+        try:
+            survivor._after_fork()
+        except Exception:
+            logger.exception("%r could not be made ready in a forked process", type(survivor).__name__)
 
 
 if hasattr(os, "register_at_fork"):

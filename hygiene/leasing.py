@@ -107,9 +107,11 @@ class Slot(Generic[R]):
         """Whether this is a slot of *leasing*; after a fork, the slots of the parent are not the child's."""
         return self._leasing() is leasing
 
-    def forget(self) -> None:
-        """Belong to no pool any more."""
+    def forget(self) -> bool:
+        """Belong to no pool any more; whether it did before."""
+        belonged = self._leasing is not _nowhere
         self._leasing = _nowhere
+        return belonged
 
 
 def _nowhere() -> None:

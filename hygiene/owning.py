@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from hygiene.closing import GRACE, Shield, find_closer, is_async
+from hygiene.closing import GRACE, Shield, find_closer, is_async, note
 from hygiene.decorators import _ABSENT, Source, can_change, checked_names, did_you_mean, find
 from hygiene.registry import Registry
 
@@ -301,7 +301,7 @@ class _Failures:
     def add(self, error: BaseException, where: str) -> None:
         """Note what the release of *where* raised."""
         if isinstance(error, Exception):
-            error.add_note(f"while releasing {where}")
+            note(error, f"while releasing {where}")
             self._releases.append(error)
         else:
             self._interrupt = self._interrupt or error
@@ -312,7 +312,7 @@ class _Failures:
         first, errors = self.body or self._interrupt, self._releases
         try:
             if isinstance(first, Exception) and passing is not None and not self._may_mask:
-                first.add_note(f"while closing {self._what}")
+                note(first, f"while closing {self._what}")
                 errors.insert(0, first)
                 first = None
             if isinstance(first, Exception) and errors:

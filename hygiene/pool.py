@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 
 from hygiene.cleanup import close_at_shutdown
-from hygiene.closing import GRACE, Closer, Shield, check_closer, find_closer, running_loop
+from hygiene.closing import GRACE, Closer, Shield, check_closer, find_closer, note, running_loop
 from hygiene.errors import PoolClosed, PoolFull, PoolTimeout
 from hygiene.events import PoolStats
 from hygiene.janitor import aside, janitor, leave_alone, survive_fork
@@ -504,7 +504,10 @@ class _Pool(Generic[R]):
         """The idle resources whose time is over, taken out."""
         core, now, limit = self._core, self._timer(), self._max_idle
         keep = 0 if core.closed else self._min_size
-        return core.surplus(keep, lambda slot: now >= slot.expires or (limit is not None and now - slot.since >= limit))
+        due = core.surplus(0, lambda slot: now >= slot.expires)
+        if limit is not None:
+            due += core.surplus(keep, lambda slot: now - slot.since >= limit)
+        return due
 
     def _next_idle(self) -> float | None:
         """Seconds until an idle resource is due, at the earliest; ``None`` if none is open."""
@@ -567,17 +570,16 @@ class _Pool(Generic[R]):
 
     def _after_fork(self) -> None:
         """Begin anew in a forked child, and leave what is open to the parent."""
+        leave_alone(self._core)
         self._abandon()
         self._known = False
 
     def _abandon(self) -> None:
-        """Begin anew; what is open belongs elsewhere and is neither closed nor collected."""
+        """Begin anew; what is open belongs elsewhere, and is not closed."""
         core = self._core
         core._notify = _nothing
         for slot in core.slots():
             slot.expires = float("-inf")  # so that giving it back looks twice
-        # For ever: to collect a connection may say goodbye to a server that the parent is still talking to.
-        leave_alone(core)
         self._home = None
         self._drained.clear()
         self._start(closed=core.closed)
@@ -726,7 +728,7 @@ class Pool(_Pool[R]):
         for slot in self._begin_close():
             error = self._retire(slot)
             if error is not None:
-                error.add_note(f"while closing a resource of pool {self.name!r}")
+                note(error, f"while closing a resource of pool {self.name!r}")
                 errors.append(error)
         self._tell_drained()
         if errors:
@@ -764,6 +766,7 @@ class Pool(_Pool[R]):
         gate = threading.Lock()
         gate.acquire()
         ticket: Ticket[R] = Ticket(gate.release)
+        slot: Slot[R] | None = None
         try:
             self._retire_all(core.join(ticket))
             woken = gate.acquire(timeout=-1 if limit is None else min(limit, threading.TIMEOUT_MAX))
@@ -772,18 +775,20 @@ class Pool(_Pool[R]):
             # Granted in the last moment: the slot is there, or on its way, unless who was granting it was interrupted.
             if not woken and not gate.acquire(timeout=_ON_ITS_WAY):
                 self._time_out(limit)
+            slot, ticket.slot = ticket.slot, None
+            if slot is None:
+                raise self._closed_error()  # noqa: TRY301 - in here, so that no interrupt comes in between
+            return slot  # noqa: TRY300 - as above
         except BaseException:
             # Interrupted. If it was granted meanwhile, the next one gets it; if it is just being granted, the slot is
             # let go of with the ticket, and its finalizer brings it back.
-            if not core.leave(ticket):
+            if slot is None and not core.leave(ticket):
                 slot, ticket.slot = ticket.slot, None
-                if slot is not None:
-                    self._restore(slot)
+            if slot is not None:
+                self._restore(slot)
             raise
-        slot, ticket.slot = ticket.slot, None
-        if slot is None:
-            raise self._closed_error()
-        return slot
+        finally:
+            del slot, ticket  # see `_prepare`
 
     def _restore(self, slot: Slot[R]) -> None:
         """Give a slot back that nobody has used."""
@@ -1075,7 +1080,7 @@ class AsyncPool(_Pool[R]):
             await asyncio.wait(tasks)
         self._tell_drained()
         for error in errors:
-            error.add_note(f"while closing a resource of pool {self.name!r}")
+            note(error, f"while closing a resource of pool {self.name!r}")
         if errors:
             raise ExceptionGroup(f"{len(errors)} resource(s) of pool {self.name!r} could not be closed", errors)
 
@@ -1119,6 +1124,8 @@ class AsyncPool(_Pool[R]):
                         self.name, self._core.open,
                     )  # fmt: skip
                 self._tasks.clear()
+                for slot in self._core.slots():
+                    slot.forget()  # what is still leased goes when its lease does
                 self._abandon()
             self._home = loop
         return loop
@@ -1137,22 +1144,25 @@ class AsyncPool(_Pool[R]):
     async def _wait(self, limit: float | None, loop: asyncio.AbstractEventLoop) -> Slot[R]:
         core = self._core
         ticket = _AsyncTicket[R](loop)
+        slot: Slot[R] | None = None
         try:
             self._retire_all(core.join(ticket))
             if not await ticket.decided(limit, lambda: core.leave(ticket)):
                 self._time_out(limit)
+            slot, ticket.slot = ticket.slot, None
+            if slot is None:
+                raise self._closed_error()  # noqa: TRY301 - as in `Pool._wait`
+            return slot  # noqa: TRY300 - as in `Pool._wait`
         except BaseException:
             # Cancelled. If it was granted meanwhile, the next one gets it; if another thread is just granting it, the
             # slot is let go of with the ticket, and its finalizer brings it back.
-            if not core.leave(ticket):
+            if slot is None and not core.leave(ticket):
                 slot, ticket.slot = ticket.slot, None
-                if slot is not None:
-                    self._restore(slot)
+            if slot is not None:
+                self._restore(slot)
             raise
-        slot, ticket.slot = ticket.slot, None
-        if slot is None:
-            raise self._closed_error()
-        return slot
+        finally:
+            del slot  # see `_prepare`; the ticket is in the hands of the closure above
 
     def _restore(self, slot: Slot[R]) -> None:
         """Give a slot back that nobody has used."""
@@ -1221,9 +1231,9 @@ class AsyncPool(_Pool[R]):
         """What there is to await until *slot* is given back, or ``None``."""
         core = self._core
         if not slot.of(core):
-            slot.forget()
-            leave_alone(slot)
-            return None  # taken before a fork, or on a loop that is gone
+            if slot.forget():
+                leave_alone(slot)  # taken before a fork; what a loop left behind has been forgotten before
+            return None
         now = slot.since
         if self._leak_after is not None:
             self._returned(slot, now)

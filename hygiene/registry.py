@@ -63,7 +63,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self, TypeVar, cast, overload
 
 from hygiene.cleanup import close_at_shutdown
-from hygiene.closing import Closer, Releases, running_loop
+from hygiene.closing import HOOK_ERRORS, Closer, Releases, running_loop
 from hygiene.errors import RegistryFull
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
@@ -894,7 +894,7 @@ class Registry(OrderedDict[K, V]):
                 removal = Removal(key, value, cause, owner, age, idle_for, registry._name)
                 try:
                     (getattr(owner, hook) if isinstance(hook, str) else hook)(removal)
-                except Exception as error:
+                except HOOK_ERRORS as error:
                     registry._hook_failed("on_evict", key, error)
             if registry._releases is not None and limits.close is not None and cause.ours:
                 registry._releases.start(value, limits.close, loop, required=registry._strict)
@@ -1105,7 +1105,7 @@ class Registry(OrderedDict[K, V]):
                 return bool(busy(entry))
             state = self._answer(entry.value, busy or "")
             return bool(state() if callable(state) else state)
-        except Exception as error:
+        except HOOK_ERRORS as error:
             self._hook_failed("busy", entry.key, error)
             return True
         finally:
@@ -1134,7 +1134,7 @@ class Registry(OrderedDict[K, V]):
         assert importance is not None
         try:
             return float(importance(Entry(key, value, self._owner())))
-        except Exception as error:
+        except HOOK_ERRORS as error:
             self._hook_failed("importance", key, error)
             return math.inf
 
@@ -1196,10 +1196,8 @@ class Registry(OrderedDict[K, V]):
                 size: object = measure(value)  # the hint says int; what comes back may be anything
                 if isinstance(size, int) and size >= 0:
                     return size
-                raise TypeError(  # noqa: TRY301 - a wrong answer is treated as none
-                    f"getsizeof must return bytes, a whole number of at least 0; found {size!r}"
-                )
-            except Exception as error:
+                raise TypeError(f"getsizeof must return bytes, a whole number of at least 0; found {size!r}")
+            except HOOK_ERRORS as error:
                 self._hook_failed("getsizeof", key, error)
         return sizeof(value)
 
@@ -1566,6 +1564,10 @@ class Registry(OrderedDict[K, V]):
         self._broom = threading.Lock()
         self._flights = {}
         self._copies = {}
+        self._known = False
+        self._loops.clear()  # none of them runs here
+        if self._releases is not None:
+            self._releases._after_fork()
         self._choose_paths()
 
 
@@ -1856,7 +1858,12 @@ class _Timed(Registry[K, V]):
     def _be_watched(self) -> None:
         if self._due < _NEVER:
             self._watched = True
-            janitor.watch(self, self._due - self._now())
+            try:
+                janitor.watch(self, self._due - self._now())
+            except RuntimeError:
+                # No thread can be started: for the moment, or because the interpreter goes down. That is not the
+                # fault of who writes; the next one tries again.
+                self._watched = False
 
     def _visit(self) -> float | None:
         """Drop what is due; say when the next is. Called by the janitor."""

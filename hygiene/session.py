@@ -23,7 +23,6 @@ when those who were cancelled with it, and may close the session on their way ou
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import inspect
@@ -42,7 +41,17 @@ from contextlib import (
 from contextvars import ContextVar
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
-from hygiene.closing import GRACE, Closer, Shield, anyio_shield, call_within, check_closer, find_closer, is_async
+from hygiene.closing import (
+    GRACE,
+    Closer,
+    Shield,
+    anyio_shield,
+    call_within,
+    check_closer,
+    find_closer,
+    is_async,
+    note,
+)
 from hygiene.registry import Registry
 from hygiene.units import Duration, seconds
 
@@ -712,7 +721,7 @@ class _Failures:
             if rest is None:
                 return
             failure = rest
-        _note(failure, f"while releasing {_described(release)}, opened as {position} of {self._total} in {self._label}")
+        note(failure, f"while releasing {_described(release)}, opened as {position} of {self._total} in {self._label}")
         if self._interrupt is None and not isinstance(failure, Exception):
             self._interrupt = failure
         else:
@@ -733,7 +742,7 @@ class _Failures:
             return
         for failure in self._found:
             notes = "; ".join(getattr(failure, "__notes__", ()))
-            _note(goes_on, f"{type(failure).__name__}: {failure} ({notes})")
+            note(goes_on, f"{type(failure).__name__}: {failure} ({notes})")
             logger.error("a release of %s failed: %s", self._label, notes, exc_info=failure)
         self._found.clear()
         interrupt, self._interrupt = self._interrupt, None
@@ -881,7 +890,7 @@ class _Owner:
         try:
             await shield.run(self.exit(entered, cancelled), _described(entered))
         except Exception as failure:
-            _note(cancelled, f"{type(failure).__name__}: {failure} (while releasing {_described(entered)})")
+            note(cancelled, f"{type(failure).__name__}: {failure} (while releasing {_described(entered)})")
             logger.exception("releasing what had just been entered in %s failed", self._label)
 
     def _check_loop(self) -> None:
@@ -1377,11 +1386,6 @@ def _discard(acquiring: Any) -> None:
     """Drop a coroutine that will not be awaited without a warning, for an error follows."""
     if inspect.iscoroutine(acquiring):
         acquiring.close()
-
-
-def _note(error: BaseException, text: str) -> None:
-    with contextlib.suppress(Exception):  # a frozen dataclass takes no notes, and the rest has to be released
-        error.add_note(text)
 
 
 def _described(release: Any) -> str:

@@ -51,7 +51,7 @@ class SharedResource(Generic[P, R]):
         close: Closer,
         timer: Callable[[], float],
     ) -> None:
-        functools.update_wrapper(self, factory)
+        functools.update_wrapper(self, factory, updated=())  # the factory may be a class, with a `close` of its own
         self._factory = factory
         self._async = inspect.iscoroutinefunction(factory)
         self._name = getattr(factory, "__qualname__", type(factory).__name__)
@@ -271,7 +271,7 @@ class ManagedLocal(Generic[T]):
     """A value for each thread, or for each task where one runs. See `managed_local`."""
 
     def __init__(self, factory: Callable[[], T], close: Closer) -> None:
-        functools.update_wrapper(self, factory)
+        functools.update_wrapper(self, factory, updated=())  # the factory may be a class, with a `close` of its own
         self._factory = factory
         self._async = inspect.iscoroutinefunction(factory)
         self._close = close
@@ -343,7 +343,9 @@ class ManagedLocal(Generic[T]):
         for reference in list(self._keepers.values()):
             keeper = reference()
             if keeper is not None:
-                leave_alone(keeper.held.pop())
+                leave_alone(list(keeper.held))
+                keeper.held.clear()
+        self._releases._after_fork()
         self._start()
         self._known = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import gc
 import logging
@@ -388,3 +389,21 @@ def test_what_was_being_visited_during_a_fork_is_visited_in_the_child() -> None:
 
     assert charge.visits.acquire(timeout=PATIENCE)
     go.set()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+def test_whatever_a_visit_raises_the_janitor_goes_on(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The result of a future that was cancelled, asked for in a hook, is such an error."""
+
+    def fail() -> None:
+        raise error
+
+    janitor, failing, other = Janitor(), Charge(act=fail), Charge()
+    janitor.watch(failing, 0)
+    assert failing.visits.acquire(timeout=PATIENCE)
+    janitor.watch(other, 0)
+
+    assert other.visits.acquire(timeout=PATIENCE)
+    assert "it is tried again in a minute" in caplog.text

@@ -545,6 +545,22 @@ def test_collecting_the_local_closes_what_is_left(log: list[tuple[str, Any]]) ->
     assert [("open", None), ("close", None)] == log
 
 
+def test_a_class_with_a_close_of_its_own_can_be_the_factory() -> None:
+    class Parser:
+        closed = 0
+
+        def close(self) -> None:
+            Parser.closed += 1
+
+    local, shared = managed_local(Parser), shared_resource()(Parser)
+    local()
+    shared()
+    local.close()
+    shared.close()
+
+    assert 2 == Parser.closed
+
+
 def test_what_closing_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def fail(value: object) -> None:
         raise OSError("no line")

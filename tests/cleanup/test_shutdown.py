@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import os
@@ -828,3 +829,21 @@ def test_a_child_forked_by_a_cleanup_can_shut_down() -> None:
     """)
 
     assert ["child", "0", "parent"] == out.splitlines()
+
+
+async def test_an_error_that_takes_no_notes_keeps_no_cleanup_from_running(ending: Ending) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):
+        code: int
+
+    ran: list[int] = []
+
+    def fail() -> None:
+        raise Frozen(3)
+
+    register_cleanup(ran.append, 1)
+    register_cleanup(fail)
+    report = await ending()
+
+    assert [1] == ran
+    assert [Frozen(3)] == list(report.failed.values())

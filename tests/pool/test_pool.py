@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import inspect
 import logging
 import pickle
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -625,3 +627,61 @@ def test_both_pools_take_and_offer_the_same() -> None:
     assert parameters(Pool) == parameters(AsyncPool)
     for name in public - {"close", "closed", "max_size"}:
         assert parameters(getattr(Pool, name)) == parameters(getattr(AsyncPool, name)), name
+
+
+def test_a_lifetime_ends_for_what_min_size_spares_too(factory: Factory, clock: ManualClock) -> None:
+    with Pool(factory, min_size=1, max_idle=None, max_lifetime=100, timer=clock) as pool:
+        clock.advance(101)
+        assert 1 == pool.expire()
+        with pool.acquire() as connection:
+            assert 1 == connection.number
+
+
+def test_a_loop_that_ends_without_its_pool_leaves_nothing_behind() -> None:
+    """A program that calls ``asyncio.run`` for each of its jobs does not keep what each of them opened."""
+
+    class Resource:
+        pass
+
+    opened: list[weakref.ref[Resource]] = []
+    late: list[Any] = []
+
+    async def connect() -> Resource:
+        resource = Resource()
+        opened.append(weakref.ref(resource))
+        return resource
+
+    pool = AsyncPool(connect)
+
+    async def job() -> None:
+        late.append(await pool.lease())
+        async with pool.acquire():
+            pass
+
+    for _ in range(3):
+        asyncio.run(job())
+    for lease in late[:-1]:
+        lease.release()
+    del lease
+    late.clear()
+    asyncio.run(pool.aclose())
+    gc.collect()
+
+    assert [None] * 6 == [resource() for resource in opened]
+
+
+def test_an_error_that_takes_no_notes_is_told_like_any_other() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):
+        code: int
+
+    class Stubborn:
+        def close(self) -> None:
+            raise Frozen(3)
+
+    pool = Pool(Stubborn)
+    pool.lease().release()
+    with pytest.raises(ExceptionGroup) as caught:
+        pool.close()
+
+    assert (Frozen(3),) == caught.value.exceptions

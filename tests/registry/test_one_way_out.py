@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -292,3 +293,22 @@ def test_values_evicted_together_die_outside_the_lock(elsewhere: Elsewhere) -> N
     registry.update({"p": 1, "q": 2, "r": 3, "s": 4})
 
     assert [True] * 4 == ended
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit])
+def test_a_hook_that_raises_what_is_no_exception_is_logged_too(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others that left with it are told, and the writer hears nothing of it."""
+    told: list[int] = []
+
+    def hook(removal: Removal[int, int]) -> None:
+        told.append(removal.key)
+        raise error
+
+    registry = Registry(dict.fromkeys(range(5), 0), maxsize=5, on_evict=hook)
+    registry.trim(0)
+
+    assert [0, 1, 2, 3, 4] == told
+    assert 5 == registry.stats().hook_errors
+    assert "on_evict of registry" in caplog.text
