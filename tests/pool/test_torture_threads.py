@@ -733,19 +733,18 @@ def test_a_signal_handler_uses_the_pool_wherever_it_interrupts_it(
                 pool.lease(timeout=0).release(discard=give_up)
 
     before = signal.signal(signal.SIGUSR1, handler)
-    n = rounds = 0
+    n = rounds = ends = 0
     stride = 1 if kind is plain else 5  # as many as fit into a second
     try:
         with kind(factory) as pool:
-            while True:
+            while ends < 3:  # once may be a mistake: Python 3.13 now and then traces nothing for one round
                 n += stride
-                rounds += 1
                 # The handler may hold what the interrupted code asks for with a timeout of 0.
                 interrupt = Interrupt(n, lambda: signal.raise_signal(signal.SIGUSR1))
                 with contextlib.suppress(PoolTimeout), interrupt:
                     operation(pool)
-                if interrupt.over:
-                    break
+                ends = ends + 1 if interrupt.over else 0
+                rounds += not interrupt.over
                 assert rounds == len(handled)
                 assert pool.stats().opened == pool.stats().in_use + pool.stats().idle + pool.stats().closed
             assert_full_capacity(pool)
@@ -808,8 +807,8 @@ def test_a_finalizer_uses_the_pool_wherever_a_collection_interrupts_it(
     gc.disable()
     try:
         with Pool(factory, max_size=4, timer=ManualClock(), max_idle=600) as pool:
-            n = 0
-            while True:
+            n = ends = 0
+            while ends < 3:  # as above
                 n += 3 if leak else 1
                 Farewell(pool, said, leak=leak)
                 with Interrupt(n, gc.collect) as interrupt:
@@ -817,8 +816,7 @@ def test_a_finalizer_uses_the_pool_wherever_a_collection_interrupts_it(
                 gc.collect()
                 if leak:
                     settled(pool)
-                if interrupt.over:
-                    break
+                ends = ends + 1 if interrupt.over else 0
             assert len(said) == (n if not leak else n // 3)
             assert_full_capacity(pool)
     finally:
