@@ -133,6 +133,14 @@ class Pickle:
         return values
 
 
+def decode(codec: Codec, data: bytes) -> Any:
+    """The one value that *codec* made *data* of."""
+    values = codec.decode_rows([(0, data)])
+    if values is None:
+        raise StoreError(f"an encoded value was wanted; found {len(data)} bytes that are damaged")
+    return values[0]
+
+
 def codec_named(name: str) -> Codec:
     """The codec that ``codec=`` asks for."""
     if name == "msgpack":

@@ -179,6 +179,10 @@ class Store(Protocol):
         """
         ...
 
+    def decode(self, data: bytes) -> Any:
+        """The value that `encode` made *data* of; raises `StoreError` if it is damaged."""
+        ...
+
     def load(self, space: str, key: Hashable) -> Record | None:
         """The entry, or ``None`` if it is not there. A damaged item is put in quarantine, and the rest is returned."""
         ...

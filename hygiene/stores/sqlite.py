@@ -58,7 +58,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hygiene.errors import NotStorable, StoreError, StoreUnavailable, VersionConflict
-from hygiene.stores.codec import codec_named, decode_key, encode_key, fits
+from hygiene.stores.codec import codec_named, decode, decode_key, encode_key, fits
 from hygiene.stores.protocol import BadRow, Change, Delete, Head, Kind, Record, RecoveryReport, SaveLog, SaveValue
 from hygiene.units import Duration, seconds
 
@@ -237,6 +237,7 @@ class SQLiteStore:
         self._forked = ""
         self._forking = self._held = self._quiet = False
         self.encode = self._codec.encode
+        self.decode = functools.partial(decode, self._codec)
         _stores.add(self)
         with self._lock, self._failing("open"):  # the lock keeps a fork out
             if not self._memory and not self._belongs_to_us():

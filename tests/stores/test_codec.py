@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from hygiene.errors import HygieneError, NotStorable, StoreError
 from hygiene.stores import decode_key, encode_key
-from hygiene.stores.codec import Codec, codec_named, fits
+from hygiene.stores.codec import Codec, codec_named, decode, fits
 
 MSGPACK = codec_named("msgpack")
 PICKLE = codec_named("pickle")
@@ -249,3 +249,13 @@ def test_the_errors_survive_pickling() -> None:
     error = pickle.loads(pickle.dumps(NotStorable("no")))
 
     assert "no" == str(error)
+
+
+@pytest.mark.parametrize("codec", [MSGPACK, PICKLE])
+def test_one_value_can_be_read_without_its_store(codec: Codec) -> None:
+    """What waits to be saved is read as it will be."""
+    data = codec.encode({"role": "user"})
+
+    assert {"role": "user"} == decode(codec, data)
+    with pytest.raises(StoreError, match="bytes that are damaged"):
+        decode(codec, data[:-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -457,18 +458,30 @@ class TestOpenStore:
     @pytest.mark.parametrize(
         ("address", "what"),
         [
-            ("chats.db", "Known: sqlite:PATH, sqlite::memory:"),
+            ("chats.db", "Known: sqlite:PATH, "),
             ("mysql:chats", "such as sqlite:chats.db; found 'mysql:chats'"),
             ("sqlite", "Known: sqlite:PATH"),
             ("sqlite:", "a path is wanted"),
             ("sqlite:///chats.db", "Write sqlite:chats.db, or sqlite:/chats.db"),
-            ("redis://localhost/0", r"hygiene\[redis\]"),
-            ("postgresql://localhost/chats", r"hygiene\[postgres\]"),
             ("sqlite:a\0b", "without a NUL"),
         ],
     )
     def test_mistakes(self, address: str, what: str) -> None:
         with pytest.raises(ValueError, match=what):
+            open_store(address)
+
+    @pytest.mark.parametrize(
+        ("address", "module", "extra"),
+        [
+            ("redis://localhost/0", "redis", r"hygiene\[redis\]"),
+            ("postgresql://localhost/chats", "postgres", r"hygiene\[postgres\]"),
+        ],
+    )
+    def test_a_client_that_is_missing_is_named(
+        self, address: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, f"hygiene.stores.{module}", None)
+        with pytest.raises(ValueError, match=f"needs the extra {extra}; install it"):
             open_store(address)
 
     def test_pickle_has_to_be_named_each_time(self, path: Path) -> None:
