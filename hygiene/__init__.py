@@ -17,6 +17,7 @@ from hygiene.decorators import bounded_history, bounded_registry, ttl_registry
 from hygiene.errors import (
     HygieneError,
     NotStorable,
+    OwnershipLost,
     PoolClosed,
     PoolFull,
     PoolTimeout,
@@ -35,6 +36,7 @@ from hygiene.registry import Lease, Registry, referenced
 from hygiene.session import AsyncSession, Session, current_session, managed_session
 from hygiene.shared import ManagedLocal, SharedResource, managed_local, shared_resource
 from hygiene.stores import SQLiteStore, Store, open_store
+from hygiene.writebehind import WriteBehind
 
 __all__ = [
     "AsyncPool",
@@ -49,6 +51,7 @@ __all__ = [
     "Lease",
     "ManagedLocal",
     "NotStorable",
+    "OwnershipLost",
     "Pool",
     "PoolClosed",
     "PoolFull",
@@ -68,6 +71,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "VersionConflict",
+    "WriteBehind",
     "ashutdown",
     "bounded_history",
     "bounded_registry",
