@@ -169,10 +169,11 @@ def test_an_interrupted_replay_leaves_no_process_behind(chat, monkeypatch):
     """Whoever stops a replay, the process that did the work is ended with it."""
     path, _ = chat
     monkeypatch.setattr(replaying, "_BOOT", "import time; print('{}', flush=True); time.sleep(600)")
+    before = psutil.Process().children()  # the servers of other tests
     started = []
 
     def interrupt(progress):
-        started.extend(psutil.Process().children())
+        started.extend(child for child in psutil.Process().children() if child not in before)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
