@@ -316,7 +316,7 @@ class _Pool(Generic[R]):
         self._drained: deque[Callable[[], object]] = deque()
         manual = getattr(timer, "manual", False)
         self._idle_duty = _Duty(self, "_visit_idle", manual=manual)
-        self._leak_duty = _Duty(self, "_visit_held", manual=manual)
+        self._leak_duty = _Duty(self, "_report_leaks", manual=manual)
         self._lost_duty = _Duty(self, "_visit_lost", manual=False)
         self._start(closed=False)
         survive_fork(self)
@@ -474,6 +474,13 @@ class _Pool(Generic[R]):
         if slot.of(core):
             self._retire_all(core.vacate(slot))
         self._tell_drained()
+
+    def _restore(self, slot: Slot[R]) -> None:
+        """Give a slot back that nobody has used."""
+        if slot.resource is VACANT:
+            self._vacate(slot)
+        else:
+            self._retire_all(self._core.put(slot))
 
     def _begin_close(self) -> list[Slot[R]]:
         """Close the state; returns the slots whose resource is to be closed."""
@@ -790,13 +797,6 @@ class Pool(_Pool[R]):
         finally:
             del slot, ticket  # see `_prepare`
 
-    def _restore(self, slot: Slot[R]) -> None:
-        """Give a slot back that nobody has used."""
-        if slot.resource is VACANT:
-            self._vacate(slot)
-        else:
-            self._retire_all(self._core.put(slot))
-
     def _prepare(self, slot: Slot[R]) -> Slot[R]:
         """Make sure that what *slot* holds is open and alive."""
         core = self._core
@@ -896,9 +896,6 @@ class Pool(_Pool[R]):
             # Not in the janitor's thread: a close that hangs must not keep it from everything else.
             aside(lambda: self._retire_all(due), f"pool-{self.name}")
         return self._next_idle()
-
-    def _visit_held(self) -> float | None:
-        return self._report_leaks()
 
     def _visit_lost(self) -> float | None:
         lost = self._due_lost()
@@ -1164,13 +1161,6 @@ class AsyncPool(_Pool[R]):
         finally:
             del slot  # see `_prepare`; the ticket is in the hands of the closure above
 
-    def _restore(self, slot: Slot[R]) -> None:
-        """Give a slot back that nobody has used."""
-        if slot.resource is VACANT:
-            self._vacate(slot)
-        else:
-            self._retire_all(self._core.put(slot))
-
     async def _prepare(self, slot: Slot[R]) -> Slot[R]:
         """Make sure that what *slot* holds is open and alive."""
         core = self._core
@@ -1323,9 +1313,6 @@ class AsyncPool(_Pool[R]):
         due = self._due_idle()
         self._retire_all(due)
         return self._next_idle()
-
-    def _visit_held(self) -> float | None:
-        return self._report_leaks()
 
     def _visit_lost(self) -> float | None:
         self._retire_all(self._due_lost())
