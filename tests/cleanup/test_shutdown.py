@@ -143,6 +143,7 @@ async def test_ten_releases_three_fail_one_hangs(ending: Ending, gate: threading
     assert [9, 7, 5, 3, 2, 0] == ran
     assert {"release 1", "release 4", "release 8"} == set(report.failed)
     assert {"release 6": "still running at the deadline, after 4 s"} == report.unfinished
+    assert report.elapsed >= 4
 
 
 async def test_ten_asynchronous_releases_three_fail_one_hangs() -> None:

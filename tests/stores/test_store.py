@@ -458,7 +458,7 @@ class TestOpenStore:
     @pytest.mark.parametrize(
         ("address", "what"),
         [
-            ("chats.db", "Known: sqlite:PATH, "),
+            ("chats.db", "Known: sqlite:PATH, sqlite::memory:"),
             ("mysql:chats", "such as sqlite:chats.db; found 'mysql:chats'"),
             ("sqlite", "Known: sqlite:PATH"),
             ("sqlite:", "a path is wanted"),
