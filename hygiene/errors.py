@@ -76,6 +76,9 @@ class StoreError(HygieneError):
 class StoreUnavailable(StoreError):
     """The store cannot be reached, or not be written to, now: locked, disk full, read-only. Asking again may help."""
 
+    uncertain: bool = False
+    """Whether a save may have been applied although it raised: its reply was lost. The same call again finds out."""
+
 
 class VersionConflict(StoreError):
     """

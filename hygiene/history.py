@@ -25,6 +25,12 @@ one thread at a time, oldest first, each item once. What falls out because the h
 is told with the next trim: told at once, a hook that appends one item per call would never end. The same goes
 for what a summary pushes out.
 
+**Journal.** Who keeps a history in a store attaches a journal, which is told of each change under the lock and before
+the change: it may refuse, and then nothing has changed. So what may fail is tried before it is told, on a copy if need
+be. What comes in is encoded before the lock is taken, and what has to be on disk is waited for after it is released.
+With a journal every change takes the lock: the order of the log is that of the list. A trim that is refused is not
+made; the list stays too long until the next change, whose writer hears nothing of it.
+
 **Summary.** It stands behind the kept first items and is recognised by identity. It stays there until the
 next one takes its place in one step, so that a reader never finds a conversation without it and a failing
 summarizer does not lose it.
@@ -46,15 +52,15 @@ import types
 import weakref
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, SupportsIndex, TypeVar, overload
 
 from hygiene.sizing import sizeof
 from hygiene.units import Size, nbytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["History", "history_type"]
+__all__ = ["History", "attach", "detach", "history_type"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -181,6 +187,40 @@ class _Scale:
         self.total = 0
 
 
+class _Journal(Protocol):
+    """
+    What is told of each change, under the lock and before it is made; what it raises prevents the change.
+
+    `hygiene.journal.Journal` is the one there is.
+    """
+
+    key: Any
+    encode: Callable[[Any, Any], bytes] | None
+    """What makes one item and the key that which `added` takes; ``None``: it has to be prepared."""
+
+    def added(self, history: list[Any], data: bytes, /) -> bool:
+        """One item comes at the end; false if that has to be told as `grown`."""
+        ...
+
+    def prepare(self, items: Sequence[Any], /) -> Any:
+        """Make of *items*, which come in, what is needed to tell it; without the lock."""
+
+    def grown(self, history: list[Any], prepared: Any, /) -> Any:
+        """Items come at the end; returns what to `settle`."""
+
+    def spliced(self, history: list[Any], start: int, stop: int, prepared: Any, /) -> Any:
+        """Items come in the place of those from index *start* to before *stop*; returns what to `settle`."""
+
+    def becomes(self, history: list[Any], after: list[Any], prepared: Any, /) -> Any:
+        """Anything else; returns what to `settle`."""
+
+    def trimmed(self, history: list[Any], cut: slice, /) -> None:
+        """The window moves on."""
+
+    def settle(self, waiter: Any, /) -> None:
+        """Wait, without the lock, for what a change has returned, if it is not ``None``."""
+
+
 class _Window:
     """All that a `History` is beside its items. Changed under its lock, unless said otherwise."""
 
@@ -189,11 +229,14 @@ class _Window:
         "forks",
         "fresh",
         "hook_errors",
+        "journal",
         "limits",
         "lock",
         "most",
         "plain",
         "scales",
+        "slow",
+        "stuck",
         "summary",
         "sweeping",
         "teller",
@@ -210,7 +253,7 @@ class _Window:
         if limits.max_bytes is not None:
             self.scales += (_Scale("bytes", int(limits.max_bytes), limits.getsizeof or sizeof),)
         self.telling = not (limits.on_trim is limits.summarize is None)
-        self.plain = not self.telling and not self.scales
+        self.follow(None)
         self.summary = summary
         # Changes when the list is emptied: a summary of what was there before then comes too late.
         self.era = 0
@@ -224,6 +267,13 @@ class _Window:
         self.teller: int | None = None
         self.sweeping = False
         self.forks = _forks
+
+    def follow(self, journal: _Journal | None) -> None:
+        """Tell *journal* of each change from now on."""
+        self.journal = journal
+        self.slow = bool(self.scales) or journal is not None
+        self.plain = not self.telling and not self.slow
+        self.stuck = False  # the last trim was refused
 
     def broom(self) -> threading.RLock:
         """The lock; a new one in a forked child, where its holder may be a thread that was left behind."""
@@ -239,7 +289,7 @@ class _Window:
         return False
 
     def twin(self) -> _Window:
-        """For a copy: the same limits and hooks, nothing to tell."""
+        """For a copy: the same limits and hooks, nothing to tell, and no journal: the log is the original's."""
         return _Window(self.limits, self.summary)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -342,7 +392,13 @@ class History(list[T]):
         if self:
             History.clear(self)
         if limits != _NO_LIMITS:
-            self._hygiene = _Window(limits)
+            window = _Window(limits)
+            if self._hygiene is not History._hygiene:
+                with self._whole() as former:
+                    window.follow(former.journal)
+                    self._hygiene = window
+            else:
+                self._hygiene = window
         History.extend(self, source)
 
     # Growing at the end: the paths that must be fast.
@@ -350,12 +406,28 @@ class History(list[T]):
     def append(self, item: T, /) -> None:
         """Put *item* at the end; the oldest leave if need be."""
         window = self._hygiene
-        if window.scales:
-            self._grow([item])
-        else:
+        if not window.slow:
             _append(self, item)
-            if len(self) > window.most:
-                self._sweep()
+        elif (journal := window.journal) is None or window.scales or not self._append_told(window, journal, item):
+            self._grow([item])
+            return
+        if len(self) > window.most:
+            self._sweep()
+
+    def _append_told(self, window: _Window, journal: _Journal, item: T) -> bool:
+        """Put *item* at the end if that is as simple as it mostly is."""
+        encode = journal.encode
+        if encode is None:
+            return False
+        try:
+            data = encode(item, journal.key)
+        except Exception:
+            return False  # the other way it is raised, unless the journal has just been closed
+        with window.lock if window.forks == _forks else window.broom():
+            told = window.journal is journal and self._hygiene is window and journal.added(self, data)
+            if told:
+                _append(self, item)
+        return told
 
     def extend(self, items: Iterable[T], /) -> None:
         """
@@ -383,18 +455,33 @@ class History(list[T]):
 
     def _grow(self, items: Iterable[T]) -> None:
         window = self._hygiene
-        if not window.scales:
+        if not window.slow:
             list.extend(self, items)
-        else:
-            items = list(items)
-            weighed = self._weigh(items)
-            with window.broom():
-                self._align()
-                list.extend(self, items)
-                for scale, weights in zip(window.scales, weighed, strict=True):
-                    scale.weights += weights
-                    scale.total += sum(weights)
-        self._sweep()
+            self._sweep()
+            return
+        items = list(items)
+        weighed = self._weigh(items)
+        journal = waiter = prepared = None
+        try:
+            while True:
+                if window.journal is not None:
+                    journal = window.journal
+                    prepared = journal.prepare(items)
+                with window.broom():
+                    if self._hygiene is window and window.journal is journal:
+                        self._align()
+                        if journal is not None:
+                            waiter = journal.grown(self, prepared)
+                        list.extend(self, items)
+                        for scale, weights in zip(window.scales, weighed, strict=True):
+                            scale.weights += weights
+                            scale.total += sum(weights)
+                        break
+                window, journal = self._hygiene, None  # attached or detached meanwhile
+        finally:
+            self._sweep()
+        if waiter is not None and journal is not None:
+            journal.settle(waiter)
 
     # All other changes.
 
@@ -432,7 +519,7 @@ class History(list[T]):
             before = self[:]
             found = before[before.index(item)]
             try:
-                with self._hygiene.broom():
+                with self._whole():
                     for index, one in enumerate(self[:]):
                         if one is found:
                             self._apply(list.pop, index)
@@ -462,13 +549,17 @@ class History(list[T]):
         before = self[:]
         order = sorted(range(len(before)), key=_sort_key(before, key), reverse=reverse)
         try:
-            with self._hygiene.broom():
+            with self._whole() as window:
                 self._align()
                 # Compared by identity: ``==`` may be the user's, and would run under the lock.
                 if len(before) != len(self) or not all(map(_same, before, self[:])):
                     raise ValueError("list modified during sort")
-                list.__setitem__(self, slice(None), [before[place] for place in order])
-                for scale in self._hygiene.scales:
+                after = [before[place] for place in order]
+                if window.journal is not None:
+                    # What has to move is encoded here; nothing new comes in that might have to be waited for.
+                    window.journal.becomes(self, after, window.journal.prepare([]))
+                list.__setitem__(self, slice(None), after)
+                for scale in window.scales:
                     scale.weights[:] = [scale.weights[place] for place in order]
         finally:
             self._sweep()
@@ -487,7 +578,7 @@ class History(list[T]):
             TypeError: *to* is neither.
         """
         most = _target(to, len(self))
-        with self._hygiene.broom():
+        with self._whole():
             self._align()
             gone = self._trim(most, newest=0)
         self._sweep()
@@ -551,27 +642,65 @@ class History(list[T]):
             over: Where it deletes: the index or slice.
         """
         new: list[T] = [] if item is _ABSENT else [item]
-        weighed = self._weigh(new if items is None else items)
-        lost = None
+        brought = new if items is None else items
+        weighed = self._weigh(brought)
+        journal = prepared = lost = None
         try:
-            with self._hygiene.broom():
-                # The last reference to an item must not die under the lock: its ``__del__`` is user code. A
-                # wrong index is for the list's own method to complain about.
-                if over is not None:
-                    with contextlib.suppress(IndexError, TypeError):
-                        lost = list.__getitem__(self, over)
-                if items is None:
-                    return self._apply(method, *where, new=new, weighed=weighed)
-                return self._apply(method, *where, new=[items], weighed=[[weights] for weights in weighed])
+            while True:
+                window = self._hygiene
+                journal = window.journal
+                if journal is not None:
+                    prepared = journal.prepare(brought)
+                with window.broom():
+                    if self._hygiene is not window or window.journal is not journal:
+                        continue  # attached or detached meanwhile
+                    # The last reference to an item must not die under the lock: its ``__del__`` is user code. A
+                    # wrong index is for the list's own method to complain about.
+                    if over is not None:
+                        with contextlib.suppress(IndexError, TypeError):
+                            lost = list.__getitem__(self, over)
+                    if items is not None:
+                        new, weighed = [items], [[weights] for weights in weighed]  # type: ignore[list-item]
+                    result, waiter = self._apply(method, *where, new=new, weighed=weighed, prepared=prepared)
+                    break
         finally:
             del lost
             self._sweep()  # also after an error: others may have left the sweeping to us
+        if waiter is not None and journal is not None:
+            journal.settle(waiter)
+        return result
 
-    def _apply(self, method: Callable[..., R], *where: Any, new: Sequence[Any] = (), weighed: Sequence[Any] = ()) -> R:
-        """Do *method* to the items and, with their weights in their place, to every scale; under the lock."""
+    def _apply(
+        self,
+        method: Callable[..., R],
+        *where: Any,
+        new: Sequence[Any] = (),
+        weighed: Sequence[Any] = (),
+        prepared: Any = None,
+    ) -> tuple[R, Any]:
+        """
+        Do *method* to the items and, with their weights in their place, to every scale; under the lock.
+
+        Returns also what the journal, which is told before, has to settle after it.
+        """
         window = self._hygiene
         self._align()
-        result = method(self, *where, *new)
+        journal, waiter = window.journal, None
+        if journal is None:
+            result = method(self, *where, *new)
+        else:
+            if prepared is None:
+                prepared = journal.prepare([])
+            span = _span(method, where, len(self))
+            if span is not None:
+                waiter = journal.spliced(self, *span, prepared)
+                result = method(self, *where, *new)
+            else:
+                # It may fail, or ask somebody's ``__index__``: so once, and before it is told.
+                after = list.__getitem__(self, slice(None))
+                result = method(after, *where, *new)
+                waiter = journal.becomes(self, after, prepared)
+                list.__setitem__(self, slice(None), after)
         # What takes in nothing has no weights.
         for scale, weights in zip(window.scales, weighed or [()] * len(window.scales), strict=True):
             method(scale.weights, *where, *weights)
@@ -579,7 +708,17 @@ class History(list[T]):
         if not len(self) and window.limits.summarize is not None:
             # Emptied: another conversation begins. What was not yet summarized belongs to the last one.
             window.era, window.untold, window.fresh = window.era + 1, [], False
-        return result
+        return result, waiter
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[_Window]:
+        """Hold the lock."""
+        while True:
+            window = self._hygiene
+            with window.broom():
+                if self._hygiene is window:
+                    yield window
+                    return
 
     def _weigh(self, items: Iterable[T]) -> list[list[int]]:
         """Each scale's weights of *items*. Asks user code."""
@@ -641,6 +780,8 @@ class History(list[T]):
             cut = self._cut(most, newest)
             if cut.start == cut.stop:
                 return []
+            if window.journal is not None and not self._may_leave(window, cut):
+                return []
             gone = list.__getitem__(self, cut)
             list.__delitem__(self, cut)
             for scale in window.scales:
@@ -652,6 +793,19 @@ class History(list[T]):
             window.untold += gone
             window.fresh = window.fresh or window.teller != threading.get_ident()
         return gone
+
+    def _may_leave(self, window: _Window, cut: slice) -> bool:
+        """Tell the journal of a trim; whether it agrees."""
+        assert window.journal is not None
+        try:
+            window.journal.trimmed(self, cut)
+        except Exception as error:
+            if not window.stuck:  # each change tries again, and saying it once is enough
+                _log.warning("a history is not trimmed, because what keeps it does not take it: %s", error)
+            window.stuck = True
+        else:
+            window.stuck = False
+        return not window.stuck
 
     def _sweep(self) -> None:
         """Trim and tell, unless somebody is at it: everyone who had the lock comes here afterwards."""
@@ -673,9 +827,10 @@ class History(list[T]):
             told: list[T] | None = None
             era = 0
             try:
-                if window.sweeping:
+                if window.sweeping or self._hygiene is not window:  # it has other limits by now
                     return
                 gone = self._trim(window.most)
+                stuck = window.stuck
                 if window.fresh and window.teller is None:
                     told, window.untold, window.fresh = window.untold, [], False
                     era, window.teller = window.era, threading.get_ident()
@@ -688,7 +843,7 @@ class History(list[T]):
                 finally:
                     with window.broom():
                         window.teller = None
-            elif len(self) <= window.most:
+            elif stuck or len(self) <= window.most:
                 return
 
     def _tell(self, dropped: list[T], era: int) -> None:
@@ -709,38 +864,51 @@ class History(list[T]):
             self._failed("%s failed, and what it was handed is gone: %d of the oldest items", what, count, error=error)
             return
         if summary is not None:
-            self._place(summary, era)
+            self._place(summary, era, dropped)
 
-    def _place(self, summary: T, era: int) -> None:
-        window = self._hygiene
+    def _place(self, summary: T, era: int, dropped: list[T]) -> None:
         weighed = self._weigh([summary])
-        with window.broom():
-            self._align()
-            if window.era != era:
-                return
-            keep, head = window.limits.keep_first, self._head()
-            hopeless, held = None, False
-            for scale, [weight] in zip(window.scales, weighed, strict=True):
-                kept = sum(scale.weights[:keep])
-                if kept + weight > scale.limit:
-                    hopeless = (weight, scale.what, scale.limit, kept)
-                elif kept + weight + sum(scale.weights[head:][-1:]) > scale.limit:
-                    held = True
-            replaced: list[T] = []
-            if hopeless is None:
-                # In one step: a reader finds the earlier summary or this one.
+        while True:
+            window = self._hygiene
+            journal, prepared = window.journal, None
+            if journal is not None:
+                try:
+                    prepared = journal.prepare([summary])
+                except Exception as error:
+                    self._failed("a summary of %d items cannot be kept, so it was left out", len(dropped), error=error)
+                    return
+            with window.broom():
+                if self._hygiene is not window or window.journal is not journal:
+                    continue  # attached or detached meanwhile
+                self._align()
+                if window.era != era:
+                    return
+                keep, head = window.limits.keep_first, self._head()
+                hopeless, held = None, False
+                for scale, [weight] in zip(window.scales, weighed, strict=True):
+                    kept = sum(scale.weights[:keep])
+                    if kept + weight > scale.limit:
+                        hopeless = (weight, scale.what, scale.limit, kept)
+                    elif kept + weight + sum(scale.weights[head:][-1:]) > scale.limit:
+                        held = True
+                replaced: list[T] = []
                 place, new = slice(keep, head), [] if held else [summary]
-                replaced = list.__getitem__(self, place)
-                list.__setitem__(self, place, new)
-                for scale, weights in zip(window.scales, weighed, strict=True):
-                    scale.weights[place] = weights[: len(new)]
-                    scale.total = sum(scale.weights)
-                if held:
-                    # Only the newest is in the way: the next summary will have room, and shall know this one.
-                    window.untold.insert(0, summary)
-                else:
-                    window.summary = summary
-                replaced += self._trim(window.most)
+                if hopeless is None and self._may_stand(window, place, prepared, held=held):
+                    # In one step: a reader finds the earlier summary or this one.
+                    replaced = list.__getitem__(self, place)
+                    list.__setitem__(self, place, new)
+                    for scale, weights in zip(window.scales, weighed, strict=True):
+                        scale.weights[place] = weights[: len(new)]
+                        scale.total = sum(scale.weights)
+                    if held:
+                        # Only the newest is in the way: the next summary will have room, and shall know this one.
+                        window.untold.insert(0, summary)
+                    else:
+                        window.summary = summary
+                    replaced += self._trim(window.most)
+                elif hopeless is None:
+                    window.untold[:0] = dropped  # summarized again with what falls out next
+            break
         del replaced  # not under the lock
         if hopeless is not None:
             self._failed(
@@ -749,10 +917,72 @@ class History(list[T]):
                 *hopeless,
             )
 
+    def _may_stand(self, window: _Window, place: slice, prepared: Any, *, held: bool) -> bool:
+        """Tell the journal, if there is one, of a summary; whether it agrees."""
+        journal = window.journal
+        if journal is None:
+            return True
+        try:
+            # Nobody waits for it if it is critical: the writer whose item came last has written something else.
+            journal.spliced(self, place.start, place.stop, journal.prepare([]) if held else prepared)
+        except Exception as error:
+            _log.warning("a summary is not put in now, because what keeps the history does not take it: %s", error)
+            return False
+        return True
+
     def _failed(self, message: str, *arguments: object, error: Exception | None = None) -> None:
         with self._hygiene.broom():
             self._hygiene.hook_errors += 1
         _log.error(message, *arguments, exc_info=error)
+
+
+def attach(history: History[Any], journal: _Journal) -> None:
+    """
+    Tell *journal* of each change of *history* from now on, and no other; from any thread.
+
+    A copy of the history has none. What is in the list already is not told.
+    """
+    _follow(history, journal)
+
+
+def detach(history: History[Any]) -> None:
+    """Tell nobody of the changes of *history* any more. When it returns, no change is being told."""
+    _follow(history, None)
+
+
+def _follow(history: History[Any], journal: _Journal | None) -> None:
+    with history._whole() as window:
+        if window is not History._hygiene:
+            window.follow(journal)
+        elif journal is not None:
+            # All histories without limits share that one. An append that is just under way without a lock goes past
+            # the journal, which sees it in the length.
+            own = window.twin()
+            own.follow(journal)
+            history._hygiene = own
+
+
+def _span(method: Callable[..., Any], where: tuple[Any, ...], size: int) -> tuple[int, int] | None:
+    """From and to which index a list's *method* replaces items; ``None``: not known without doing it."""
+    if method is list.clear:
+        return 0, size
+    place = where[0] if where else None
+    if type(place) is int:
+        if place < 0:
+            place += size
+        if method is list.insert:
+            place = max(0, min(place, size))
+            return place, place
+        return (place, place + 1) if 0 <= place < size and method in _AT_ONE else None
+    if type(place) is slice and place.step is None:
+        ends = (place.start, place.stop)
+        if all(end is None or type(end) is int for end in ends):
+            start, stop, _ = place.indices(size)
+            return start, max(start, stop)
+    return None
+
+
+_AT_ONE = (list.pop, list.__setitem__, list.__delitem__)
 
 
 def _same(one: object, other: object) -> bool:

@@ -8,8 +8,10 @@ Theory of operation
 what waits to be saved cannot change any more.
 
 **Three places.** An entry that has changed is *pending*; while a save has it in hand it is *saving*, and further
-changes of it are pending beside that; a save that fails puts both together again, in their order. So there is always
-one answer to what an entry is, and a reader never gets the version before the one that is being saved.
+changes of it are pending beside that. So there is always one answer to what an entry is, and a reader never gets the
+version before the one that is being saved. A save that fails puts both together again, in their order; but one of
+which the store cannot say whether it was applied stays as it is until the same changes have been tried again, which the
+store knows again: with others among them it would take them for somebody else's.
 
 **One writer.** One daemon thread saves, started at the first change and gone when nothing has been pending for a while.
 Not the janitor: a save may hang for as long as a store can, and everything else that is due in the process would hang
@@ -29,16 +31,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 from hygiene.cleanup import close_at_shutdown, register_cleanup
 from hygiene.closing import GRACE, retrieve, running_loop
@@ -61,6 +64,8 @@ _FIRST_RETRY: Final = 0.1
 _LAST_RETRY: Final = 60.0
 _SHOWN: Final = 80  # characters of a key in a message
 _ALL: Final = object()
+_ANY: Any = object()  # a head: whatever is there, until the first save tells
+_EXPIRE_EVERY: Final = 600.0  # seconds between two looks for what is over, if anything is ever over
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +204,16 @@ class _Entry:
             self.count += sequence not in part.edits
             part.edits[sequence] = data
 
+    def clone(self) -> _Entry:
+        """A copy whose changes can be added to."""
+        twin = _Entry(self.first, self.at, self.kind, self.next)
+        twin.count, twin.changes, twin.sync, twin.expire_at = self.count, self.changes, self.sync, self.expire_at
+        for part in self.parts:
+            copied = _Part(part.kind, part.data, list(part.items), replace=part.replace)
+            copied.drop, copied.edits = list(part.drop), dict(part.edits)
+            twin.parts.append(copied)
+        return twin
+
     def follow(self, newer: _Entry) -> int:
         """Do what *newer* does after this; returns how many changes it took the place of."""
         superseded = 0
@@ -309,6 +324,8 @@ class WriteBehind:
         self._closing = self._closed = False
         self._heads: dict[Any, Head | None] = {}
         self._leaving: set[Any] = set()
+        self._fences: dict[Any, int] = {}
+        self._keeper: Callable[[], _Keeper | None] = _nobody
         self._begin_anew()
         survive_fork(self)
         self._known = True  # what registers itself after this, such as a registry that saves here, is closed before it
@@ -327,6 +344,9 @@ class WriteBehind:
         self._thread: threading.Thread | None = None
         self._pending: dict[Any, _Entry] = {}  # in the order of their oldest change
         self._saving: dict[Any, _Entry] = {}
+        self._stuck = False  # what is saving may have been applied, and is tried again as it is
+        self._expires = False  # something was saved that will be over one day
+        self._expired_at = self._timer()
         self._rejected: dict[Any, tuple[Rejected, _Entry]] = {}
         self._urgent: set[Any] = set()
         self._waiters: list[_Waiter] = []
@@ -517,6 +537,122 @@ class WriteBehind:
         with self._lock:
             self._become(key, _Part("deleted"), None)
 
+    def clear(self) -> None:
+        """
+        Remove every entry of the space from the store, and forget what is pending; returns when that is done.
+
+        Raises:
+            StoreUnavailable: not all are removed. Calling it again goes on.
+        """
+        with self._drive:
+            with self._lock:
+                if self._closing:
+                    self._look(None, 0)
+            try:
+                self._clear_store(self._void)
+                with self._lock:
+                    # What was not in the store yet, and what was changed meanwhile.
+                    self._void({*self._heads, *self._saving, *self._pending, *self._rejected})
+            finally:
+                self._answer({}, None)  # nobody else would, where nothing is left to save
+
+    def _clear_store(self, gone: Callable[[Collection[Any]], object]) -> None:
+        """Delete everything from the store; *gone* is told the keys of each part that is deleted."""
+        keys = self._store.keys(self._space)
+        while batch := list(itertools.islice(keys, _SLICE)):
+            self._store.save([Delete(self._space, key) for key in batch])
+            gone(batch)
+
+    def _void(self, keys: Iterable[Any]) -> None:
+        """Forget what is not saved of *keys*, which are not in the store any more; no save is under way."""
+        with self._lock:
+            for key in keys:
+                for entries in (self._saving, self._pending):
+                    if (entry := entries.pop(key, None)) is not None:
+                        self._held -= entry.count
+                        self._superseded += entry.changes
+                self._release(key)
+                if key in self._leaving:
+                    self._leave(key)
+                elif key in self._heads:
+                    self._heads[key] = None
+            self._stuck = self._stuck and bool(self._saving)
+            self._settled.notify_all()
+
+    def _revise(
+        self,
+        key: Hashable,
+        following: int | None,
+        expire_at: float | None,
+        *,
+        drop: Sequence[tuple[int, int]] = (),
+        put: Mapping[int, bytes] | None = None,
+        append: Sequence[bytes] = (),
+        critical: bool = False,
+        patient: bool = True,
+        still: Callable[[], object] | None = None,
+    ) -> tuple[int | None, _Waiter | None]:
+        """
+        Change a log, encoded, in one step: all of it, or nothing and an error. For a `journal.Journal`.
+
+        Args:
+            key: A log that is tracked.
+            following: The number that the next item has to get; with another one, nothing is done.
+            expire_at: As for `append`.
+            drop: Leave first.
+            put: Take their places then.
+            append: Come last.
+            critical: Whether somebody will wait for it.
+            patient: Whether to wait a while for room.
+            still: Asked once there is room; if it says no, nothing is done.
+
+        Returns:
+            The number before the change that the next item would have got, or ``None`` if nothing was done; and what
+            to wait for, if it is critical.
+        """
+        changes = len(drop) + len(append) + (len(put) if put else 0)
+        with self._lock:
+            if not patient and 0 < self._held > self._max_pending - changes:
+                self._due()
+                raise StoreUnavailable(f"write-behind {self.name!r} has no room. Nothing was changed. {self._advice()}")
+            entry = self._entry(key, changes)
+            if entry.next != following or entry.kind == "value" or (still is not None and not still()):
+                self._forget_empty(key, entry)
+                return None, None
+            before = entry.count
+            for start, stop in drop:
+                entry.drop(start, stop)
+            for sequence, data in put.items() if put else ():
+                entry.edit(sequence, data)
+            if append:
+                entry.extend(append)
+            entry.expire_at = expire_at
+            return following, self._changed(key, entry, before, changes, critical=critical)
+
+    def _anew(
+        self,
+        key: Hashable,
+        datas: list[bytes],
+        expire_at: float | None,
+        *,
+        critical: bool = False,
+        still: Callable[[], object] | None = None,
+    ) -> _Waiter | None:
+        """As `replace`, encoded, and without waiting for a critical item; *still* as in `_revise`."""
+        with self._lock:
+            entry = self._entry(key, max(len(datas), 1), whole=True)
+            if still is not None and not still():
+                self._forget_empty(key, entry)
+                return None
+            part = _Part("log", items=datas, replace=True)
+            return self._become(key, part, expire_at, critical=critical)
+
+    def _following(self, key: Hashable) -> int | None:
+        """The number that the next item of the log *key* gets; ``None``: not known here."""
+        with self._lock:
+            entry = self._pending.get(key)
+            return self._kind(key)[1] if entry is None else entry.next
+
     def _become(self, key: Hashable, part: _Part, expire_at: float | None, *, critical: bool = False) -> _Waiter | None:
         entry = self._entry(key, max(len(part.items), 1), whole=True)
         before = entry.count
@@ -556,9 +692,9 @@ class WriteBehind:
         saving = self._saving.get(key)
         if saving is not None:
             return saving.kind, saving.next
-        if key not in self._heads:
+        head = self._heads.get(key, _ANY)
+        if head is _ANY:
             return None, None
-        head = self._heads[key]
         return (None, 0) if head is None else (head.kind, head.next)
 
     def _look(self, key: Hashable, more: int) -> None:
@@ -587,7 +723,7 @@ class WriteBehind:
 
     def _check(self, key: Hashable) -> None:
         if found := self._rejected.get(key):
-            raise _refusal(found[0])
+            raise self._refusal(found[0])
 
     def _forget_empty(self, key: Hashable, entry: _Entry) -> None:
         """Forget *entry* if nothing has come of it."""
@@ -634,7 +770,7 @@ class WriteBehind:
         """Wake the writer, or start it; *timed*: only for the sake of the clock."""
         if timed and self._manual:
             return
-        if not self._known:  # a new process, or a shutdown that was survived
+        if not self._known and not self._closing:  # a new process, or a shutdown that was survived
             self._known = True
             close_at_shutdown(self, f"write-behind {self.name!r}")
         if self._thread is not None:
@@ -659,28 +795,42 @@ class WriteBehind:
         while True:
             if self._step():
                 continue
+            self._expire()
             with self._lock:
                 pause = self._pause()
                 if pause == 0:
                     continue
-                if not self._pending and self._closed:
+                if self._closed and not self._unsaved:
                     self._thread = None
                     return
-                if not self._news.wait(pause) and not self._pending:
+                if not self._news.wait(pause) and not self._unsaved:
                     self._thread = None
                     return
 
+    @property
+    def _unsaved(self) -> bool:
+        return bool(self._pending or self._saving)
+
+    def _expire(self) -> None:
+        """Now and then have the store give back the room of what is over."""
+        if self._expires and self._error is None and self._timer() - self._expired_at >= _EXPIRE_EVERY:
+            self._expired_at = self._timer()
+            with contextlib.suppress(StoreError):
+                self._store.expire()
+
     def _pause(self) -> float | None:
         """Seconds until something is due, as far as the clock knows; ``None``: when somebody says so."""
-        if not self._pending:
+        if not self._unsaved:
             return _LINGER
         now = self._timer()
-        first = next(iter(self._pending.values()))
         if self._error is not None:
             due = self._retry_at
-        elif self._urgent or first.first <= self._goal:
+        elif self._stuck:
             return 0
         else:
+            first = next(iter(self._pending.values()))
+            if self._urgent or first.first <= self._goal:
+                return 0
             due = first.at + self._interval
         if due <= now:
             return 0
@@ -689,11 +839,15 @@ class WriteBehind:
     def _take(self) -> dict[Any, _Entry]:
         """What is to be saved now."""
         pending = self._pending
-        if not pending:
+        if not self._unsaved:
             self._urgent.clear()
             return {}
         now = self._timer()
         if self._error is not None and now < self._retry_at:
+            return {}
+        if self._stuck:
+            return self._saving
+        if not pending:
             return {}
         keys = [key for key in self._urgent if key in pending]
         self._urgent.clear()
@@ -715,9 +869,10 @@ class WriteBehind:
         """Save one batch, if one is due, and tell who waits for it."""
         with self._drive:
             with self._lock:
-                batch = self._saving = self._take()
-            if not batch:
-                return False
+                batch = self._take()
+                if not batch:
+                    return False
+                self._saving, self._stuck = batch, False
             saved: dict[Any, Head | None] = {}
             refused: dict[Any, Exception] = {}
             try:
@@ -731,6 +886,12 @@ class WriteBehind:
             for one in rejected:
                 self._tell(one)
             self._answer(refused, failure)
+        # With the drive free, unless *on_conflict* has led here: a keeper takes locks of its own.
+        if (keeper := self._keeper()) is not None:
+            for one in rejected:
+                keeper._refused(one.key)
+            if saved:
+                keeper._saved()
         return True
 
     def _save(
@@ -748,7 +909,7 @@ class WriteBehind:
                 ends.append(len(changes) - 1)
             guilty: Sequence[Any] = ()
             try:
-                heads = self._store.save(changes, sync=sync)
+                heads = self._write(keys, changes, sync=sync)
             except VersionConflict as error:
                 wrong = {key for space, key, *_ in error.conflicts if space == self._space}
                 guilty, refusal = [key for key in keys if key in wrong], error
@@ -769,12 +930,20 @@ class WriteBehind:
                 groups.append(left)
         return None
 
+    def _write(self, keys: Sequence[Any], changes: list[Change], *, sync: bool) -> list[Head | None]:
+        fences = self._fences
+        if fences and (fence := {(self._space, key): fences[key] for key in keys if key in fences}):
+            store: Any = self._store  # one that has leases
+            heads: list[Head | None] = store.save(changes, sync=sync, fence=fence)
+            return heads
+        return self._store.save(changes, sync=sync)
+
     def _changes(self, key: Any, entry: _Entry) -> list[Change]:
         """The records for *entry*; the first of them says which version it builds on."""
         changes: list[Change] = []
         base: int | None = None
-        if key in self._heads:
-            head = self._heads[key]
+        head = self._heads.get(key, _ANY)
+        if head is not _ANY:
             base = 0 if head is None else head.version
         for part in entry.parts:
             change: Change
@@ -799,16 +968,21 @@ class WriteBehind:
     ) -> list[Rejected]:
         """Enter in the books what has become of *batch*."""
         rejected = []
+        uncertain = isinstance(failure, StoreUnavailable) and failure.uncertain
         with self._lock:
             back: dict[Any, _Entry] = {}
             for key, entry in batch.items():
                 if key in saved:
                     self._held -= entry.count
                     self._saved += entry.changes
+                    self._expires = self._expires or entry.expire_at is not None
                     if key in self._heads:
                         self._heads[key] = saved[key]
                         if key in self._leaving and key not in self._pending:
                             self._leave(key)
+                    continue
+                if uncertain and key not in refused:
+                    back[key] = entry
                     continue
                 newer = self._pending.pop(key, None)
                 if newer is not None:
@@ -823,10 +997,11 @@ class WriteBehind:
                 else:
                     back[key] = entry
                     self._goal = max(self._goal, entry.first)
-            if back:
+            if back and not uncertain:
                 # They are older than all others, except where urgent ones overtook some.
                 self._pending = dict(sorted([*back.items(), *self._pending.items()], key=lambda item: item[1].first))
-            self._saving = {}
+                back = {}
+            self._saving, self._stuck = back, bool(back)
             if failure is not None:
                 self._failed(failure)
             elif self._error is not None and saved:
@@ -843,7 +1018,7 @@ class WriteBehind:
             logger.warning(
                 "write-behind %r: cannot save, %d change(s) stay pending and are tried again: %s",
                 self.name,
-                sum(entry.changes for entry in self._pending.values()),
+                sum(entry.changes for entry in (*self._saving.values(), *self._pending.values())),
                 failure,
             )
         self._error = failure
@@ -876,7 +1051,7 @@ class WriteBehind:
             left = []
             for waiter in self._waiters:
                 if waiter.key in refused:
-                    answers.append((waiter, _refusal(Rejected(waiter.key, refused[waiter.key], ()))))
+                    answers.append((waiter, self._refusal(Rejected(waiter.key, refused[waiter.key], ()))))
                 elif self._is_saved(waiter):
                     answers.append((waiter, self._verdict() if waiter.key is _ALL else None))
                 elif failure is not None and not (waiter.patient and _may_pass(failure)):
@@ -891,13 +1066,27 @@ class WriteBehind:
                 waiter.future.set_exception(error)
 
     def _is_saved(self, waiter: _Waiter) -> bool:
-        pending = self._pending
-        oldest = next(iter(pending.values()), None) if waiter.key is _ALL else pending.get(waiter.key)
-        return oldest is None or oldest.first > waiter.goal
+        for entries in (self._saving, self._pending):  # what has failed before comes first
+            oldest = next(iter(entries.values()), None) if waiter.key is _ALL else entries.get(waiter.key)
+            if oldest is not None and oldest.first <= waiter.goal:
+                return False
+        return True
 
     def _verdict(self) -> StoreError | None:
         """What there is to say when nothing is pending any more."""
-        return next((_refusal(one) for one, _ in self._rejected.values()), None)
+        return next((self._refusal(one) for one, _ in self._rejected.values()), None)
+
+    def _refusal(self, one: Rejected) -> StoreError:
+        """A new error for *one*: it may be raised in several threads."""
+        advice = "discard() it, and load it again" if self._keeper() is None else "Look it up again"
+        message = f"{_shown(one.key)} was rejected: {one.error}. {advice}"
+        error = StoreError(message)
+        if isinstance(one.error, VersionConflict):
+            error = VersionConflict(message, one.error.conflicts, one.error.unsaved)
+        elif isinstance(one.error, OwnershipLost):
+            error = OwnershipLost(message)
+        error.__cause__ = one.error
+        return error
 
     def _unavailable(self, cause: Exception | None) -> StoreUnavailable:
         because = f": {cause}" if cause is not None else "; the save that is under way takes longer"
@@ -975,7 +1164,7 @@ class WriteBehind:
                 self._check(key)
                 busy = key in self._pending or key in self._saving
             else:
-                busy = bool(self._pending or self._saving)
+                busy = self._unsaved
                 if not busy and (error := self._verdict()):
                     raise error
             return self._hurry(key, patient=patient) if busy else None
@@ -999,6 +1188,17 @@ class WriteBehind:
         limit = None if timeout is None else seconds(timeout, "timeout")
         await self._await(self._waiter_for(_ALL, patient=limit is not None), limit)
 
+    def _soon(self) -> None:
+        """Have everything changed so far saved in the background."""
+        with self._lock:
+            if self._pending:
+                self._due()
+
+    @property
+    def _outage(self) -> bool:
+        """Whether the last save failed because the store was not able to."""
+        return self._error is not None
+
     def save_due(self) -> bool:
         """
         Save what is due by the clock, and return whether anything was; the writer does that by itself.
@@ -1007,9 +1207,11 @@ class WriteBehind:
         """
         with self._lock:
             now = self._timer()
+            if not self._unsaved:
+                return False
             first = next(iter(self._pending.values()), None)
             due = self._retry_at if self._error is not None else first.at + self._interval if first is not None else now
-            if first is None or due > now:
+            if due > now:
                 return False
             waiter = self._hurry(_ALL)
         with contextlib.suppress(StoreError):
@@ -1029,27 +1231,67 @@ class WriteBehind:
             StoreUnavailable: what is pending is not all there is to it, and the store cannot be read.
             VersionConflict, StoreError: the entry is rejected, or damaged.
         """
+        return self._load(key)
+
+    def _load(self, key: Hashable, *, track: bool = False) -> Record | None:
+        """As `load`; with *track* what comes is tracked from the same moment on, unless something of it is pending."""
         while True:
             with self._lock:
-                while key in self._saving:
+                while True:
+                    entry = self._unsaved_of(key)
+                    # A save under way is not waited for if it is all there is to know: it may hang, and who asks may be
+                    # an event loop that has removed the entry.
+                    if entry is not None and entry.whole and key not in self._rejected:
+                        if track:
+                            self._leaving.discard(key)
+                        return self._overlay(key, None, entry)
+                    if key not in self._saving or self._stuck:
+                        break
                     self._settled.wait()
                 self._check(key)
-                entry = self._pending.get(key)
-                whole = entry is not None and entry.whole
-            if entry is None:
-                return self._store.load(self._space, key)
-            record = None if whole else self._store.load(self._space, key)
+                serial = self._saves
+            record = self._store.load(self._space, key)
             with self._lock:
-                # Still the same, so none of it is in what was loaded: else it would be in there twice.
-                if self._pending.get(key) is entry and (entry.whole or not whole):
-                    return self._overlay(key, record, entry)
+                # Nothing was saved meanwhile, so what is unsaved is not in what was loaded.
+                if (self._saves != serial and (entry is not None or track)) or (
+                    key in self._saving and not self._stuck
+                ):
+                    continue
+                entry = self._unsaved_of(key)
+                if entry is None:
+                    if track:
+                        self._heads[key] = None if record is None else record.head
+                        self._leaving.discard(key)
+                    return record
+                if track:
+                    self._leaving.discard(key)
+                return self._overlay(key, record, self._unapplied(key, record, entry))
 
-    def _overlay(self, key: Hashable, record: Record | None, entry: _Entry) -> Record | None:
+    def _unsaved_of(self, key: Hashable) -> _Entry | None:
+        """All that is not saved of *key*, as one entry."""
+        pending = self._pending.get(key)
+        if (saving := self._saving.get(key)) is None or (pending is not None and pending.whole):
+            return pending
+        both = saving.clone()
+        if pending is not None:
+            both.follow(pending.clone())
+        return both
+
+    def _unapplied(self, key: Hashable, record: Record | None, entry: _Entry) -> _Entry | None:
+        """*entry* without what the store has saved already, although it could not say so any more."""
+        head = self._heads.get(key, _ANY)
+        if not self._stuck or key not in self._saving or head is _ANY or record is None:
+            return entry
+        return entry if record.head.version == (0 if head is None else head.version) else self._pending.get(key)
+
+    def _overlay(self, key: Hashable, record: Record | None, entry: _Entry | None) -> Record | None:
         decode = self._store.decode
+        if entry is None:
+            return record
         if entry.kind == "deleted":
             return None
         head = record.head if record is not None else None
-        known = self._heads.get(key) if head is None else head
+        known = self.tracked(key) if head is None else head
         version, saved_at = (0, 0.0) if known is None else (known.version, known.saved_at)
         items: dict[int, Any] = {}
         following = 0
@@ -1129,9 +1371,26 @@ class WriteBehind:
             else:
                 self._leave(key)
 
+    def _track_blindly(self, key: Hashable) -> None:
+        """As `track`, for who is about to write *key* over whatever is there: the version is known once it is saved."""
+        self._heads.setdefault(key, _ANY)
+        self._leaving.discard(key)
+
+    def _is_tracked(self, key: Hashable) -> bool:
+        return key in self._heads
+
+    def fence(self, key: Hashable, token: int | None) -> None:
+        """From now on save *key* only under the lease with this *token*; ``None``: without one. See `OwnershipLost`."""
+        with self._lock:
+            if token is None:
+                self._fences.pop(key, None)
+            else:
+                self._fences[key] = token
+
     def tracked(self, key: Hashable) -> Head | None:
         """The head of *key* as last saved here, or as given to `track`; ``None``: not known, or not there."""
-        return self._heads.get(key)
+        head = self._heads.get(key)
+        return None if head is _ANY else head
 
     def _leave(self, key: Hashable) -> None:
         self._heads.pop(key, None)
@@ -1197,7 +1456,7 @@ class WriteBehind:
     def _last_waiter(self) -> _Waiter | None:
         with self._lock:
             self._closing = True
-            return self._hurry(_ALL, patient=True) if self._pending or self._saving else None
+            return self._hurry(_ALL, patient=True) if self._unsaved else None
 
     def _end(self) -> None:
         with self._lock:
@@ -1276,6 +1535,20 @@ class WriteBehind:
         self._known = False
 
 
+class _Keeper(Protocol):
+    """The registry's side of a writer, which is told what the writer alone can know. Called in its thread."""
+
+    def _saved(self) -> None:
+        """Something was saved."""
+
+    def _refused(self, key: Any) -> None:
+        """The entry was rejected."""
+
+
+def _nobody() -> None:
+    return None
+
+
 def _relieve(reference: Callable[[], WriteBehind | None]) -> None:
     """Memory is short: what is pending would be the first thing to give back."""
     if (writer := reference()) is not None:
@@ -1286,18 +1559,6 @@ def _relieve(reference: Callable[[], WriteBehind | None]) -> None:
 def _may_pass(failure: Exception) -> bool:
     """Whether the store may be able to save soon; else (it is closed, or damaged) somebody has to do something."""
     return isinstance(failure, StoreUnavailable) or not isinstance(failure, StoreError)
-
-
-def _refusal(one: Rejected) -> StoreError:
-    """A new error for *one*: it may be raised in several threads."""
-    message = f"{_shown(one.key)} was rejected: {one.error}. discard() it, and load it again"
-    error = StoreError(message)
-    if isinstance(one.error, VersionConflict):
-        error = VersionConflict(message, one.error.conflicts, one.error.unsaved)
-    elif isinstance(one.error, OwnershipLost):
-        error = OwnershipLost(message)
-    error.__cause__ = one.error
-    return error
 
 
 def _frozen(change: Any) -> Any:

@@ -1,0 +1,478 @@
+"""What changes in a list, told to the log that keeps it: one row an item, and the whole only where nothing else helps.
+
+Theory of operation
+===================
+
+**Numbers.** In a store each item of a log has a sequence number, which it keeps when others leave. A journal knows the
+number of each item of its list, as spans: a conversation that only grows, or is trimmed at the front, is one span
+however long it is.
+
+**Places.** What is put at the end is appended, what leaves is dropped, what takes the place of something is edited in.
+What is put in the middle gets a number that was dropped there, if there are enough of them (a summary takes that of an
+item that it sums up); otherwise everything from there to the end moves on by edits, and if that is the whole list, it
+is told anew. Items are compared by identity: ``==`` may be anybody's code, and slow.
+
+**All or nothing.** Each change of the list is one step of the writer, taken before the list is changed and under the
+list's own lock. The writer refuses it as a whole, then neither has changed; or takes it as a whole. So there is no
+moment at which list and log would have to be made to agree again, and their order is the same whoever appends.
+
+**Past the methods.** C code (``heapq``) and ``list.append(history, item)`` write to a list without a word. It shows in
+the length, and the whole is told anew with the next change. What is edited inside an item does not show at all: that is
+what `Journal.rewrite` is for. The same way a journal finds that its numbers are not those of the writer any more, as in
+a forked child, whose writer has nothing of what its parent is about to save.
+
+**Locks.** The list's, then the writer's; never the other way round. The writer never calls a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import chain, starmap
+from operator import is_
+from typing import Any
+
+from hygiene.errors import StoreError
+from hygiene.writebehind import WriteBehind
+
+__all__ = ["Journal", "Prepared"]
+
+_at = list.__getitem__
+_Spans = list[tuple[int, int]]
+
+
+class Prepared:
+    """Items on their way into a list, encoded."""
+
+    __slots__ = ("critical", "datas", "items")
+
+    def __init__(self, items: Sequence[Any], datas: list[bytes], *, critical: bool) -> None:
+        self.items = items
+        self.datas = datas
+        self.critical = critical
+
+
+_NOTHING = Prepared((), [], critical=False)
+
+
+class Journal:
+    """
+    Tells a `WriteBehind` what changes in one list, which a `History` does with every change of its own.
+
+    The methods that take a *history* and return something to wait for are called under its lock, before it is changed.
+    They raise what the writer raises, and then nothing was told. The others may be called from any thread.
+
+    Args:
+        writer: Where to save. The key has to be tracked there, for as long as this lives (`WriteBehind.track`).
+        key: Of the log.
+        numbers: The sequence numbers of the items of the list, as ``(first, one behind the last)``, ascending:
+            `Head.spans`. If they are not as many as the list has items, the whole list is told with the next change, or
+            by `check`.
+        expire_at: When the entry is over, in seconds since 1970, asked with each change; ``None``: never.
+        dead: If it returns true, the entry is nobody's any more, and this goes silent for ever (as after `close`).
+            Called under the locks of list and writer: it must not wait for anything.
+    """
+
+    __slots__ = ("_closed", "_count", "_dead", "_expire_at", "_next", "_spans", "_writer", "encode", "key")
+
+    def __init__(
+        self,
+        writer: WriteBehind,
+        key: Hashable,
+        *,
+        numbers: Iterable[tuple[int, int]] = (),
+        expire_at: Callable[[], float | None] = lambda: None,
+        dead: Callable[[], object] | None = None,
+    ) -> None:
+        self.key = key
+        self._writer = writer
+        self._spans: _Spans = [(start, stop) for start, stop in numbers if start < stop]
+        self._count = sum(stop - start for start, stop in self._spans)
+        self._expire_at = expire_at
+        self._dead = dead
+        self._closed = False
+        # What an item that is alone is encoded with, by who asks for no more than that: nobody is to be asked about it.
+        self.encode: Callable[[Any, Any], bytes] | None = writer._encode if writer._critical is None else None
+        following = writer._following(key)
+        # The number that the next item gets. None: not known, so the first change tells everything.
+        self._next = following if following is not None and following >= self._end else None
+
+    @property
+    def numbers(self) -> tuple[tuple[int, int], ...]:
+        """The sequence numbers of the items, as `Head.spans` will have them once everything is saved."""
+        return tuple(self._spans)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it tells nothing any more."""
+        return self._closed
+
+    def close(self) -> None:
+        """Tell nothing from now on: the list is the caller's. When this returns, no change is being told any more."""
+        with self._writer._lock:
+            self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._next = self.encode = None  # so that the paths that must be fast have that much less to look at
+
+    def __repr__(self) -> str:
+        return f"<Journal of {self.key!r}: {'closed' if self._closed else f'{self._count:,} items'}>"
+
+    # What a history tells.
+
+    def prepare(self, items: Sequence[Any]) -> Prepared:
+        """
+        Encode *items* that are to come in, with no lock held.
+
+        Raises:
+            NotStorable: the store could not give one of them back as it is.
+        """
+        if not self._alive():  # what the store would not take is none of its business any more
+            return _NOTHING
+        encode, critical, key = self._writer._encode, self._writer._critical, self.key
+        datas = [encode(item, key) for item in items]
+        urgent = critical is not None and any(critical(key, item) for item in items)
+        return Prepared(items, datas, critical=urgent)
+
+    def added(self, history: list[Any], data: bytes) -> bool:
+        """
+        Tell that one item, encoded with `encode`, is put at the end, if that is as simple as it mostly is.
+
+        Otherwise nothing is told, and the item takes the other way: `prepare` and `grown`.
+        """
+        writer = self._writer
+        with writer._lock:  # as in `WriteBehind.append`: this is what each message costs
+            entry, following = writer._pending.get(self.key), self._next
+            if (
+                entry is None
+                or following is None
+                or entry.next != following
+                or entry.kind != "log"
+                or not entry.parts
+                or len(history) != self._count
+                or writer._held >= writer._max_pending
+                or writer._closing
+                or writer._rejected
+                or (self._dead is not None and self._dead())
+            ):
+                return False
+            entry.parts[-1].items.append(data)
+            entry.next = self._next = following + 1
+            entry.count += 1
+            entry.expire_at = self._expire_at()
+            entry.changes += 1
+            self._count += 1
+            spans = self._spans
+            if spans and spans[-1][1] == following:
+                spans[-1] = (spans[-1][0], following + 1)
+            else:
+                spans.append((following, following + 1))
+            writer._held += 1
+            writer._serial += 1
+            writer._since += 1
+            if writer._since >= writer._every:
+                writer._due()
+        return True
+
+    def grown(self, history: list[Any], prepared: Prepared) -> Any:
+        """Tell that the *prepared* items are put at the end."""
+        writer = self._writer
+        with writer._lock:
+            following = self._next
+            if not prepared.datas or following is None or len(history) != self._count:
+                return self._told(history, len(history), len(history), prepared)
+            done, waiter = writer._revise(
+                self.key,
+                following,
+                self._expire_at(),
+                append=prepared.datas,
+                critical=prepared.critical,
+                still=self._alive,
+            )
+            if done is None:
+                return self._told(history, len(history), len(history), prepared)
+            count = len(prepared.datas)
+            self._next = following + count
+            self._count += count
+            spans = self._spans
+            if spans and spans[-1][1] == following:
+                spans[-1] = (spans[-1][0], self._next)
+            else:
+                spans.append((following, self._next))
+            return waiter
+
+    def spliced(self, history: list[Any], start: int, stop: int, prepared: Prepared) -> Any:
+        """Tell that the *prepared* items take the place of those from index *start* to before *stop*."""
+        return self._told(history, start, stop, prepared)
+
+    def becomes(self, history: list[Any], after: list[Any], prepared: Prepared) -> Any:
+        """Tell that the whole list becomes *after*, of which some items may be *prepared*."""
+        return self._told(history, 0, len(history), prepared, after)
+
+    def trimmed(self, history: list[Any], cut: slice) -> None:
+        """Tell that the window moves on: *cut* leaves. It does not wait for room."""
+        start, stop = cut.start, cut.stop
+        with self._writer._lock:
+            following, spans = self._next, self._spans
+            if following is not None and len(history) == self._count > stop - start:
+                leave = self._cut(start, stop)
+                done, _ = self._writer._revise(
+                    self.key, following, self._expire_at(), drop=leave, patient=False, still=self._alive
+                )
+                if done is not None:
+                    if start == 0 and leave[0][1] < spans[0][1]:
+                        spans[0] = (leave[0][1], spans[0][1])
+                    else:
+                        self._spans = [*self._cut(0, start), *self._cut(stop, self._count)]
+                    self._count -= stop - start
+                    return
+            self._told(history, start, stop, _NOTHING, patient=False)
+
+    def settle(self, waiter: Any) -> None:
+        """
+        Wait for what a change has returned: a critical item, that has to be on disk. With no lock held.
+
+        Raises:
+            StoreUnavailable: it could not be saved. The change was made, and stays pending.
+        """
+        if waiter is not None:
+            self._writer._wait(waiter)
+
+    # What a keeper asks for.
+
+    def check(self, history: Any) -> bool:
+        """
+        Whether log and list are equally long; if not, somebody wrote past the methods, and the whole is told anew.
+
+        Raises:
+            NotStorable, StoreUnavailable, VersionConflict, StoreError: it could not be told. Nothing was changed.
+        """
+        with history._whole():
+            if not self._alive() or (len(history) == self._count and self._next is not None):
+                return True
+            self._anew(_at(history, slice(None)), _NOTHING)
+        return False
+
+    def rewrite(self, history: Any) -> None:
+        """
+        Tell the whole anew: for items that were edited in place, which nobody sees.
+
+        Returns when it is saved if one of the items is critical.
+
+        Raises:
+            NotStorable, StoreUnavailable, VersionConflict, StoreError: as `check`; StoreUnavailable also as `settle`.
+        """
+        prepared = self.prepare(_at(history, slice(None)))
+        with history._whole():
+            waiter = self._anew(_at(history, slice(None)), prepared)
+        self.settle(waiter)
+
+    # How it is done.
+
+    @property
+    def _end(self) -> int:
+        return self._spans[-1][1] if self._spans else 0
+
+    def _alive(self) -> bool:
+        if not self._closed and self._dead is not None and self._dead():
+            self._close()
+        return not self._closed
+
+    def _told(
+        self,
+        history: list[Any],
+        start: int,
+        stop: int,
+        prepared: Prepared,
+        new: Sequence[Any] | None = None,
+        *,
+        patient: bool = True,
+    ) -> Any:
+        """Tell that *new*, or the prepared items, come in the place of those from index *start* to before *stop*."""
+        if new is None:
+            new = prepared.items
+        with self._writer._lock:
+            if not self._alive():
+                return None
+            size = len(history)
+            if size == self._count and self._next is not None:
+                done, waiter = self._changed(history, start, stop, new, prepared, patient=patient)
+                if done:
+                    return waiter
+            after = [*_at(history, slice(start)), *new, *_at(history, slice(stop, None))]
+            return self._anew(after, prepared)
+
+    def _changed(
+        self, history: list[Any], start: int, stop: int, new: Sequence[Any], prepared: Prepared, *, patient: bool
+    ) -> tuple[bool, Any]:
+        """As `_told`, item by item; says whether that was possible."""
+        old = _at(history, slice(start, stop))
+        # An item put in its own place was edited, or why should one do that; in a slice the others are just there.
+        if not len(old) == len(new) == 1:
+            before, behind = _common(old, new)
+            start, stop = start + before, stop - behind
+            old, new = old[before : len(old) - behind], new[before : len(new) - behind]
+        if not old and not new:
+            return True, None
+        if len(old) == self._count and not new:
+            return False, None  # emptied: what is pending need not be saved before it leaves, either
+        numbers = list(chain.from_iterable(starmap(range, self._cut(start, stop))))
+        edited: list[tuple[int, Any]] = []
+        added: list[Any] = []
+        kept = _chosen(old, new)
+        if kept is not None:
+            left = [numbers[index] for index in kept]
+        elif len(new) <= len(old):
+            left = numbers[: len(new)]
+            edited = [pair for index, pair in enumerate(zip(left, new, strict=True)) if _differs(old, index, new)]
+        else:
+            if stop < self._count:
+                low = self._cut(start - 1, start)[0][1] if start else 0
+                high = self._cut(stop, stop + 1)[0][0]
+                if high - low >= len(new):
+                    # At the front close to what follows, so that there is room before it next time, too.
+                    low = low if start else high - len(new)
+                    left = list(range(low, low + len(new)))
+                    edited = list(zip(left, new, strict=True))
+                    waiter = self._revise(start, stop, left, edited, [], prepared)
+                    return waiter is not _MISFIT, waiter
+                if not start:
+                    return False, None
+                behind_it = _at(history, slice(stop, None))
+                old, new = [*old, *behind_it], [*new, *behind_it]
+                numbers += chain.from_iterable(starmap(range, self._cut(stop, self._count)))
+                stop = self._count
+            left = numbers
+            edited = [(number, new[index]) for index, number in enumerate(numbers) if _differs(old, index, new)]
+            added = list(new[len(numbers) :])
+        waiter = self._revise(start, stop, left, edited, added, prepared, patient=patient)
+        return waiter is not _MISFIT, waiter
+
+    def _revise(
+        self,
+        start: int,
+        stop: int,
+        left: list[int],
+        edited: list[tuple[int, Any]],
+        added: list[Any],
+        prepared: Prepared,
+        *,
+        patient: bool = True,
+    ) -> Any:
+        """Have the items at *start* to before *stop* replaced by those with the numbers *left* and those *added*."""
+        following = self._next
+        assert following is not None
+        encoded = self._encoded([item for _, item in edited] + added, prepared)
+        stay = set(left)
+        leave = _spans(
+            number for number in chain.from_iterable(starmap(range, self._cut(start, stop))) if number not in stay
+        )
+        done, waiter = self._writer._revise(
+            self.key,
+            following,
+            self._expire_at(),
+            drop=leave,
+            put=dict(zip([number for number, _ in edited], encoded[: len(edited)], strict=True)),
+            append=encoded[len(edited) :],
+            critical=prepared.critical and bool(encoded),
+            patient=patient,
+            still=self._alive,
+        )
+        if done is None:
+            return _MISFIT
+        self._next = following + len(added)
+        middle = _spans([*left, *range(following, self._next)])
+        self._spans = _joined([*self._cut(0, start), *middle, *self._cut(stop, self._count)])
+        self._count += len(left) + len(added) - (stop - start)
+        return waiter
+
+    def _anew(self, items: list[Any], prepared: Prepared) -> Any:
+        """Tell that the whole list is *items*."""
+        writer = self._writer
+        with writer._lock:
+            if not self._alive():
+                return None
+            if not writer._is_tracked(self.key):
+                # It would be saved over whatever another process has saved meanwhile.
+                raise StoreError(
+                    f"{self.key!r} must be tracked to be changed; its changes were discarded. Load it again"
+                )
+            waiter = writer._anew(
+                self.key,
+                list(self._encoded(items, prepared)),  # the writer's own from now on
+                self._expire_at(),
+                critical=prepared.critical,
+                still=self._alive,
+            )
+            self._count = self._next = len(items)
+            self._spans = [(0, len(items))] if items else []
+            return waiter
+
+    def _encoded(self, items: list[Any], prepared: Prepared) -> list[bytes]:
+        """*items* in bytes: as prepared, and what was in the list before, and has to move, encoded now."""
+        if len(items) == len(prepared.items) and all(map(is_, items, prepared.items)):
+            return prepared.datas
+        known = {id(item): data for item, data in zip(prepared.items, prepared.datas, strict=True)}
+        encode, key = self._writer._encode, self.key
+        return [known.get(id(item)) or encode(item, key) for item in items]
+
+    def _cut(self, start: int, stop: int) -> _Spans:
+        """The numbers of the items from index *start* to before *stop*."""
+        found: _Spans = []
+        # From the front, where a window is cut. There are as many spans as gaps: mostly none, or one.
+        for low, high in self._spans:
+            if stop <= 0:
+                break
+            size = high - low
+            if start < size:
+                found.append((low + max(start, 0), low + min(stop, size)))
+            start -= size
+            stop -= size
+        return found
+
+
+_MISFIT: Any = object()
+
+
+def _common(old: Sequence[Any], new: Sequence[Any]) -> tuple[int, int]:
+    """How many items are the same at the beginning of both, and at the end of what is left."""
+    before = _run(old, new)
+    most = min(len(old), len(new)) - before
+    return before, min(most, _run(old[::-1], new[::-1]))
+
+
+def _run(old: Sequence[Any], new: Sequence[Any]) -> int:
+    same = list(map(is_, old, new))
+    return same.index(False) if False in same else len(same)
+
+
+def _chosen(old: Sequence[Any], new: Sequence[Any]) -> list[int] | None:
+    """Indexes of those in *old* that make *new*, if nothing but leaving has happened to them."""
+    if len(new) >= len(old):
+        return None
+    found: list[int] = []
+    for index, item in enumerate(old):
+        if len(found) == len(new):
+            break
+        if item is new[len(found)]:
+            found.append(index)
+    return found if len(found) == len(new) else None
+
+
+def _differs(old: Sequence[Any], index: int, new: Sequence[Any]) -> bool:
+    return len(old) == len(new) == 1 or old[index] is not new[index]
+
+
+def _spans(numbers: Iterable[int]) -> _Spans:
+    return _joined((number, number + 1) for number in numbers)
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> _Spans:
+    """*spans* with neighbours put together."""
+    joined: _Spans = []
+    for start, stop in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined
