@@ -14,6 +14,9 @@ compared after that, when whoever has deleted such an entry has committed for su
 **Tokens** of leases are never behind the clock of the server in microseconds, and always greater than the one before
 of the same entry. A save under a token holds the row of its lease until it has committed: whoever takes the lease next
 sees what was saved.
+
+**Hints** of changes come from asking: once in a while, for the heads of what somebody has in memory. A ``NOTIFY`` for
+each save would let all that save wait for one lock, and be lost with each connection all the same.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from psycopg.conninfo import conninfo_to_dict
 from hygiene.errors import PoolClosed, PoolTimeout, StoreError, StoreUnavailable
 from hygiene.pool import Pool
 from hygiene.stores.servers import SLICE, BrokenError, MovedError, Plan, Reference, ServerStore, refer, reference_of
+from hygiene.stores.watching import Line, Probe, Watcher, plug_of
 from hygiene.units import Duration, seconds
 
 __all__ = ["PostgresStore"]
@@ -439,8 +443,31 @@ class PostgresStore(ServerStore):
         held = dict(rows)
         return [ref for ref, token in tokens if held.get(ref.digest) != token]
 
+    # Hints
+
+    def _line(self) -> Callable[[Watcher], Line]:
+        # One connection for each watch, and not one of the pool: there its end would be noticed by somebody else.
+        select = "SELECT digest, state FROM {0}_heads WHERE digest = ANY(%s)"
+        return functools.partial(_open_line, self._conninfo, self._wait, self._sql(select))
+
     def _disconnect(self) -> None:
         self._pool.close()
+
+
+def _open_line(conninfo: str, wait: float, select: str, watcher: Watcher) -> Line:  # noqa: ARG001 - Redis looks at it
+    """A connection to ask on what has changed."""
+    connection = _connect(conninfo, wait)
+    return Probe(functools.partial(_ask, connection, select), connection.close, plug_of(connection.fileno()))
+
+
+def _ask(connection: psycopg.Connection[Any], select: Any, digests: list[bytes]) -> list[bytes | None]:
+    try:
+        found = dict(connection.execute(select, (digests,), binary=True).fetchall())
+    except psycopg.Error as error:
+        if connection.closed or connection.broken:
+            raise
+        raise StoreError(str(error)) from error
+    return [found.get(digest) for digest in digests]
 
 
 def _connect(conninfo: str, wait: float) -> psycopg.Connection[Any]:

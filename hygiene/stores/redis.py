@@ -18,15 +18,21 @@ that clocks which differ do no harm, and the floor is lifted when the entry is s
 
 **Tokens** come from a counter that is never behind the clock of the server in microseconds: a server that has lost its
 data, or a replica that took over without the last write, does not give a token twice.
+
+**Hints** of changes come from client tracking in broadcast mode: the server tells the names of all keys with our prefix
+that change, and remembers nothing of who has read what. They come as messages of an older kind, RESP2, which any
+version of redis-py reads as an ordinary reply. These go to a connection that is named by its number; that it may be the
+one which has asked for them saves a second connection, and the case that only one of the two breaks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -47,6 +53,7 @@ from redis.retry import Retry
 from hygiene.errors import StoreError, StoreUnavailable
 from hygiene.stores.codec import decode_key
 from hygiene.stores.servers import SLICE, BrokenError, Entry, MovedError, Plan, Reference, ServerStore, refer
+from hygiene.stores.watching import Line, Probe, Watcher, plug_of
 from hygiene.units import Duration, seconds
 
 __all__ = ["RedisStore"]
@@ -55,6 +62,9 @@ _log = logging.getLogger("hygiene")
 
 _VERSION: Final = 1
 _LONGER: Final = 60.0  # seconds that Redis keeps what is over: more than clocks on one network differ
+_GATHER: Final = (
+    0.05  # seconds in which changes come together: a busy writer costs twenty calls a second, not thousands
+)
 _LONGEST: Final = 10**14  # milliseconds; Redis refuses ends that do not fit in 63 bits
 # What Redis says when waiting or a hand's turn of the operator helps.
 _PASSING: Final = re.compile(
@@ -475,9 +485,108 @@ class RedisStore(ServerStore):
             held = pipeline.execute()
         return [ref for (ref, token), found in zip(tokens, held, strict=True) if int(found or 0) != token]
 
+    # Hints
+
+    def _line(self) -> Callable[[Watcher], Line]:
+        pool = self._client.connection_pool
+        # The notices of maintenance need RESP3, and would come in between.
+        options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint")}
+        options |= {
+            "protocol": 2,
+            "decode_responses": False,
+            "socket_timeout": self._wait,
+            "health_check_interval": 0,  # its replies would be taken for messages
+            "retry": Retry(NoBackoff(), 0),  # to connect again unnoticed would be to miss something
+        }
+        return functools.partial(
+            _open_line, functools.partial(pool.connection_class, **options), self._prefix, self._wait
+        )
+
     def _disconnect(self) -> None:
         if self._mine:
             self._client.close()
+
+
+class _Tracking:
+    """A line on which the server tells of each change by itself."""
+
+    tells = True
+
+    def __init__(self, connection: Any, prefix: str, wait: float) -> None:
+        self._connection = connection
+        self._wait = wait
+        self._head = re.compile(re.escape(f"{prefix}:{{".encode()) + rb"([0-9a-f]{40})\}:head")
+        _call(connection, "CLIENT", "TRACKING", "ON", "REDIRECT", _call(connection, "CLIENT", "ID"), "BCAST",
+              "PREFIX", f"{prefix}:{{")  # fmt: skip
+        _call(connection, "SUBSCRIBE", "__redis__:invalidate")
+        self.plug = _plug(connection)
+
+    def wait(self, watcher: Watcher) -> Collection[bytes] | None:
+        """Wait for messages, and then a little for more of them; whoever is silent for too long is asked."""
+        connection = self._connection
+        if not connection.can_read(timeout=watcher.interval):
+            connection.send_command("PING")
+            if not connection.can_read(timeout=self._wait):
+                raise TimeoutError(f"no answer within {self._wait:g} s")
+        found: set[bytes] = set()
+        end = time.monotonic() + _GATHER
+        while True:
+            kind, *rest = connection.read_response()
+            if kind == b"message":
+                if rest[1] is None:
+                    return None  # the server was emptied
+                found.update(bytes.fromhex(name[1].decode()) for name in map(self._head.fullmatch, rest[1]) if name)
+            left = end - time.monotonic()
+            if (kind == b"pong" and not found) or left <= 0 or not connection.can_read(timeout=left):
+                return found
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._connection.disconnect()
+
+
+def _call(connection: Any, *command: Any) -> Any:
+    connection.send_command(*command)
+    return connection.read_response()
+
+
+def _plug(connection: Any) -> Any:
+    # Not public. Without it a watch that is closed ends its thread a little later.
+    found = getattr(connection, "_sock", None)
+    return None if found is None else plug_of(found.fileno())
+
+
+def _open_line(connect: Callable[[], Any], prefix: str, wait: float, watcher: Watcher) -> Line:
+    """A connection that tells of changes; if the server refuses, or does not know how to, one to ask on."""
+    connection = connect()
+    try:
+        connection.connect()
+        try:
+            return _Tracking(connection, prefix, wait)
+        except ResponseError as error:
+            if _PASSING.match(str(error)):
+                raise
+            if not watcher.refused:
+                _log.warning(
+                    "%s: the server does not tell of changes (%s); it is asked every %g s",
+                    watcher.name, error, watcher.interval,
+                )  # fmt: skip
+            watcher.refused = True
+        # Anew: it may be half a listener by now.
+        connection.disconnect()
+        connection.connect()
+        return Probe(functools.partial(_ask, connection, prefix), connection.disconnect, _plug(connection))
+    except BaseException:
+        connection.disconnect()
+        raise
+
+
+def _ask(connection: Any, prefix: str, digests: list[bytes]) -> list[bytes | None]:
+    try:
+        found: list[bytes | None] = _call(connection, "MGET", *(f"{prefix}:{{{d.hex()}}}:head" for d in digests))
+    except ResponseError as error:
+        raise StoreError(str(error)) from error
+    return found
 
 
 def _member(ref: Reference) -> bytes:

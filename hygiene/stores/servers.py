@@ -18,6 +18,8 @@ that creates one compares the floor, too.
 
 **Damage.** The checksum of a head covers the space and the key; that of an item its content, and the head says which
 items there are. What does not fit is moved into quarantine, as in SQLite.
+
+**Hints** that an entry has changed elsewhere come over a connection of their own: see `hygiene.stores.watching`.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import socket
 import threading
 import time
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +49,7 @@ from hygiene.errors import NotStorable, OwnershipLost, StoreError, StoreUnavaila
 from hygiene.stores.codec import codec_named, decode, decode_key, encode_key, fits
 from hygiene.stores.protocol import BadRow, Change, Delete, Head, Kind, Record, RecoveryReport, SaveLog, SaveValue
 from hygiene.stores.sqlite import Quarantined, _as_key, _as_text, _shown, _with, _without
+from hygiene.stores.watching import ASKED, Line, Watch, Watcher
 from hygiene.units import Duration, seconds
 
 __all__ = ["ServerStore"]
@@ -208,6 +212,7 @@ class ServerStore(ABC):
         self._timer = timer
         self._unsure: dict[tuple[bytes, ...], tuple[list[Change], list[Plan]]] = {}
         self._unsure_lock = threading.Lock()
+        self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
         self.encode = self._codec.encode
         self.decode = functools.partial(decode, self._codec)
 
@@ -254,6 +259,10 @@ class ServerStore(ABC):
         """Of which entries the lease is not that of the token any more."""
 
     @abstractmethod
+    def _line(self) -> Callable[[Watcher], Line]:
+        """What opens a connection that tells of changes. It must not hold the store."""
+
+    @abstractmethod
     def _disconnect(self) -> None:
         """Let go of all connections."""
 
@@ -286,6 +295,23 @@ class ServerStore(ABC):
             return False
         state = unseal(ref, row)
         return state is None or not state.over(self._timer())
+
+    def versions(self, space: str, keys: Iterable[Hashable]) -> list[int]:
+        """
+        The version of each of *keys*, in their order; 0 where there is no entry, or one that is damaged.
+
+        One round trip for a thousand keys. Nothing of their content is read.
+        """
+        self._check_open()
+        refs = [refer(space, key) for key in keys]
+        now = self._timer()
+        found: list[int] = []
+        for start in range(0, len(refs), ASKED):
+            part = refs[start : start + ASKED]
+            for ref, row in zip(part, self._heads(part)[1], strict=True):
+                state = None if row is None else unseal(ref, row)
+                found.append(0 if state is None or state.over(now) else state.version)
+        return found
 
     def keys(self, space: str) -> Iterator[Any]:
         """Keys of *space*; see `Store.keys`."""
@@ -353,6 +379,7 @@ class ServerStore(ABC):
             except StoreUnavailable as error:
                 if attempts:
                     self._remember(name, changes, attempts)
+                    error.uncertain = True
                     error.add_note("whether this was saved is not known; the same call again finds out")
                 raise
             rows = dict(zip(unique, found, strict=True))
@@ -618,6 +645,45 @@ class ServerStore(ABC):
             f"was changed. Take the lease again and load what is there now"
         )
 
+    # Hints
+
+    def watch(
+        self, space: str, changed: Callable[[Sequence[Any] | None], object], *, interval: Duration = 5.0
+    ) -> Watch:
+        """
+        Have *changed* called when entries of *space* may have changed elsewhere; `Watch.add` says which ones matter.
+
+        It is a hint: it comes late, or without need, also after one's own saves, and several changes come as one.
+        Compare `versions`, or load again. What protects an entry is its version when it is saved, and not this.
+
+        Redis tells of changes by itself (client tracking), and they arrive within a tenth of a second. PostgreSQL, and
+        a Redis that refuses that, are asked for the heads of the added keys at each *interval*.
+
+        Args:
+            space: Of the entries.
+            changed: Called with a list of keys, of those added; or with ``None`` if any of them may have changed,
+                because the connection was away. It is called in the thread of the watch, one call at a time, and may
+                block. What it raises is logged. The thread holds it as long as the watch lives: it must not hold the
+                watch, nor what holds the watch, but weakly.
+            interval: Seconds, or text such as ``"5s"``, between two questions; from a Redis that tells by itself, how
+                long silence is trusted. 5 s: as long as a caller waits for a server.
+
+        Returns:
+            The `Watch`. Each has a thread and a connection of its own, which is opened in that thread: this call does
+            not block, and a server that is away now is waited for.
+
+        Raises:
+            TypeError: *changed* cannot be called.
+            ValueError: *interval* is not understood.
+        """
+        self._check_open()
+        if not callable(changed):
+            raise TypeError(f"changed must be callable; found {changed!r}")
+        name = f"store {self.address}: watch of {space!r}"
+        watch = Watch(name, lambda key: refer(space, key).digest, self._line(), changed, seconds(interval, "interval"))
+        self._watches[id(watch)] = watch
+        return watch
+
     # Recovery
 
     def recover(self) -> RecoveryReport:
@@ -729,9 +795,12 @@ class ServerStore(ABC):
     # The end
 
     def close(self) -> None:
-        """Let go of the connections; those in use when they come back. Again does nothing."""
+        """End all watches and let go of the connections; those in use when they come back. Again does nothing."""
         if not self._closed:
             self._closed = True
+            for reference in self._watches.valuerefs():
+                if (watch := reference()) is not None:
+                    watch.close()
             self._disconnect()
 
     @property

@@ -129,8 +129,8 @@ with open_store("sqlite:" + sys.argv[1], timeout=40, check=False) as store:
 
 
 def test_four_processes_that_count_together_lose_nothing(path: Path, elsewhere: Callable[..., Any]) -> None:
-    """They make the file together, too: whoever comes first."""
-    processes = [elsewhere(COUNTER, path, 250) for _ in range(4)]
+    """500 times each with compare and set: 2,000. They make the file together, too: whoever comes first."""
+    processes = [elsewhere(COUNTER, path, 500) for _ in range(4)]
     for process in processes:
         process.stdin.write(b"go\n")
         process.stdin.flush()
@@ -138,7 +138,7 @@ def test_four_processes_that_count_together_lose_nothing(path: Path, elsewhere: 
 
     assert [0] * 4 == codes
     with SQLiteStore(path) as store:
-        assert 1000 == value_of(store, "n")
+        assert 2000 == value_of(store, "n")
         assert store.report.clean
     assert [path] == list(path.parent.iterdir())
 
