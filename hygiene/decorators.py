@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from hygiene.closing import Closer
     from hygiene.events import Entry, Removal
     from hygiene.limits import Busy, Overflow, Policy
+    from hygiene.stores import Store
     from hygiene.units import Duration, Size
+    from hygiene.writebehind import WriteBehind
 
 __all__ = ["bounded_history", "bounded_registry", "ttl_registry"]
 
@@ -77,6 +79,7 @@ class _Options(TypedDict, total=False):
     close: Closer | None
     overflow: Overflow
     revive: bool
+    store: str | Store | WriteBehind | None
     values: Callable[[Any], Any] | None
     default_factory: Callable[[], Any] | None
     name: str | None
@@ -274,7 +277,9 @@ class Plan:
                 f"{by}: depth=1 bounds each inner dict by itself, so it takes one attribute and no key; found "
                 f"{', '.join(names)}. Write one decorator for each attribute"
             )
-        return cls(_DICTS, names, Limits.of(**keywords), {}, by_default, dict(keys), depth, by)
+        limits = Limits.of(**keywords)
+        _refuse_deep_store(by, names, limits, depth)
+        return cls(_DICTS, names, limits, {}, by_default, dict(keys), depth, by)
 
     @classmethod
     def of_history(cls, by: str, attributes: tuple[str, ...], keywords: dict[str, Any]) -> Plan:
@@ -331,10 +336,12 @@ class Plan:
         depth = max(self.depth, outer.depth)
         if depth and len(names) > 1:
             raise ValueError(f"{', '.join(names)} share one life, so {outer.by} cannot bound them with depth=1")
+        limits = self.limits.merge(**{name: getattr(outer.limits, name) for name in outer.limits.given})
+        _refuse_deep_store(outer.by, names, limits, depth)
         return Plan(
             self.family,
             names,
-            self.limits.merge(**{name: getattr(outer.limits, name) for name in outer.limits.given}),
+            limits,
             {**self.history, **outer.history},
             self.by_default or outer.by_default,
             {**self.keys, **outer.keys},
@@ -400,6 +407,14 @@ class Plan:
     def new_group(self, owner: object) -> Group:
         label = self.final.name or f"{name_of(owner)}.{'+'.join(self.names)}"
         return Group(self.final, {name: self.keys.get(name) for name in self.names}, owner=owner, name=label)
+
+
+def _refuse_deep_store(by: str, names: tuple[str, ...], limits: Limits, depth: int) -> None:
+    if depth and limits.store is not None:
+        raise ValueError(
+            f"{by}: a store keeps the entries of one dict by their keys, and depth=1 bounds many dicts; found both for "
+            f"{', '.join(names)}. Keep them in one dict by (outer, inner) key"
+        )
 
 
 def _plain(registry: Registry[Any, Any]) -> dict[Any, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from hygiene.closing import HOOK_ERRORS
 from hygiene.events import Cause, Entry, RegistryStats
+from hygiene.keeping import Loading
 from hygiene.limits import Limits
 from hygiene.pins import MISSING as _MISSING
 from hygiene.registry import (
@@ -72,6 +73,7 @@ class Group:
             registry._name = f"{self._limits.name}.{column}"
         registry._join(self, self._derive[column])
         self.rows._columns[column] = weakref.ref(registry)
+        registry._begin_keeping()
         _fill(registry, source)
         return registry
 
@@ -132,6 +134,23 @@ class _Rows(Registry[Any, None]):
     def _settle_lent(self) -> None:
         for column in self._present():
             column._measure_lent()
+
+    def _may_leave(self, key: Any, value: Any) -> bool | None:  # noqa: ARG002 - the values are in the columns
+        answers = [
+            column._keeper.may_leave(name, _look(column, name, _MISSING))
+            for column in self._present()
+            if column._keeper is not None
+            for name in column._keys_of(key)
+        ]
+        return False if False in answers else None if None in answers else True
+
+    def _is_unsaved(self, key: Any) -> bool:
+        return any(
+            name in column._keeper.writer
+            for column in self._present()
+            if column._keeper is not None
+            for name in column._keys_of(key)
+        )
 
     def _entries_of(self, gone: list[_Gone]) -> int:
         return len({column._row(key) for column, key, *_ in gone if isinstance(column, _Column)})
@@ -199,11 +218,13 @@ class _Column(_Timed[Any, Any]):
             return key
         return row
 
-    def _put(self, key: Any, value: Any, *, keep: bool = False, back: bool = False) -> Any:
+    def _put(
+        self, key: Any, value: Any, *, keep: bool = False, back: bool = False, loading: Loading | None = None
+    ) -> Any:
         if self._derive is not None and key not in self._derived:
             self._derived[key] = self._ask_row(key)
         try:
-            return super()._put(key, value, keep=keep, back=back)
+            return super()._put(key, value, keep=keep, back=back, loading=loading)
         finally:
             if not dict.__contains__(self, key):  # refused
                 self._derived.pop(key, None)
@@ -278,6 +299,11 @@ class _Column(_Timed[Any, Any]):
 
     def _stamp_write(self, key: Any) -> None: ...
 
+    def _written_ago(self, key: Any) -> float:
+        return self._rows._written_ago(self._row(key))
+
+    def _write_earlier(self, key: Any, value: Any, ago: float) -> None: ...  # a row is as old as its oldest column
+
     def _stamp_use(self, key: Any) -> None: ...
 
     def _forget_times(self, key: Any) -> None: ...
@@ -324,7 +350,11 @@ class _Column(_Timed[Any, Any]):
             self._lent[key] = None
             self._measure_lent()
         self._rerank(key)
-        self._rows._unpin(self._row(key))
+        row = self._row(key)
+        self._rows._unpin(row)
+        value = _look(self, key, _MISSING)
+        if self._keeper is not None and value is not _MISSING and row not in self._rows._leases:
+            self._keeper.settle(key, value)
 
     def _be_watched(self) -> None:
         self._rows._be_watched()
@@ -334,6 +364,12 @@ class _Column(_Timed[Any, Any]):
 
     def _poll_parked(self, most: int = _POLLS) -> None:
         self._rows._poll_parked(most)
+
+    def _waits_for_saves(self) -> bool:
+        return self._rows._waits_for_saves()
+
+    def _sweep_saved(self) -> None:
+        self._rows._sweep_saved()
 
     def evict(self, key: Any) -> bool:
         """Drop the row of *key* from every column, unless it is leased or busy; says whether it left."""

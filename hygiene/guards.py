@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from hygiene.closing import Closer
     from hygiene.events import Entry, Removal
     from hygiene.limits import Busy, Overflow, Policy
+    from hygiene.stores import Store
     from hygiene.units import Duration, Size
+    from hygiene.writebehind import WriteBehind
 
 __all__ = ["Guard", "guard", "load_guards"]
 
@@ -52,6 +54,7 @@ class _Options(TypedDict, total=False):
     close: Closer | None
     overflow: Overflow
     revive: bool
+    store: str | Store | WriteBehind | None
     values: Callable[[Any], Any] | None
     default_factory: Callable[[], Any] | None
     name: str | None

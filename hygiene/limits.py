@@ -44,6 +44,7 @@ class Limits:
     close: Closer | None = None
     overflow: Overflow = "grow"
     revive: bool = True
+    store: Any = None
     values: Callable[[Any], Any] | None = None
     default_factory: Callable[[], Any] | None = None
     name: str | None = None
@@ -107,6 +108,10 @@ class Limits:
                     f"would await it. Give a function that starts a task of yours; what releases a value goes to close="
                 )
         check_closer(self.close)
+        if self.store is not None and not isinstance(self.store, str) and not hasattr(self.store, "load"):
+            raise TypeError(
+                f'store must be an address such as "sqlite:chats.db", a store, or a WriteBehind; found {self.store!r}'
+            )
         if self.overflow not in ("grow", "raise"):
             raise ValueError(f'overflow must be "grow" or "raise"; found {self.overflow!r}')
         if not (

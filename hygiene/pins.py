@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -25,19 +26,35 @@ class Lease(Generic[V]):
     """
     "I am using this": while one is entered, its entry neither evicts nor expires. See `Registry.lease`.
 
+    Where the registry's store is shared by several processes, its lease on the entry is taken, too: see `Tenures`.
+
     Good for one ``with`` or ``async with``; another use needs another lease.
     """
 
-    __slots__ = ("_create", "_key", "_registry", "_state")
+    __slots__ = ("_create", "_key", "_registry", "_state", "_tenures")
 
     def __init__(self, registry: Registry[Any, V], key: Any, create: Callable[[], Any] | None) -> None:
         self._registry = registry
         self._key = key
         self._create = create
         self._state = "new"
+        keeper = registry._keeper
+        self._tenures = None if keeper is None else keeper.tenures
 
     def __enter__(self) -> V:
         self._begin()
+        tenures = self._tenures
+        if tenures is None:
+            return self._enter()
+        with self._pinned():
+            tenures.enter(self._key)
+            try:
+                return self._enter()
+            except BaseException as error:
+                tenures.leave(self._key, error)
+                raise
+
+    def _enter(self) -> V:
         registry, key = self._registry, self._key
         while True:
             value = registry._pin(key)
@@ -63,10 +80,38 @@ class Lease(Generic[V]):
         return cast("V", value)
 
     def __exit__(self, *exc_info: object) -> None:
-        self._end()
+        try:
+            self._end()
+        finally:
+            if self._tenures is not None and self._state == "over":
+                self._state = "given back"
+                self._tenures.leave(self._key, _error_in(exc_info))
 
     async def __aenter__(self) -> V:
         self._begin()
+        tenures = self._tenures
+        if tenures is None:
+            return await self._aenter()
+        with self._pinned():
+            await tenures.aenter(self._key)
+            try:
+                return await self._aenter()
+            except BaseException as error:
+                await tenures.aleave(self._key, error)
+                raise
+
+    @contextlib.contextmanager
+    def _pinned(self) -> Iterator[None]:
+        """A block in which the entry stays, once it has come."""
+        registry, key = self._registry, self._key
+        with registry._lock:
+            registry._pin_row(key)
+        try:
+            yield
+        finally:
+            registry._unpin(key)
+
+    async def _aenter(self) -> V:
         registry, key = self._registry, self._key
         while True:
             value = registry._pin(key)
@@ -90,7 +135,12 @@ class Lease(Generic[V]):
         return cast("V", value)
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._end()
+        try:
+            self._end()
+        finally:
+            if self._tenures is not None and self._state == "over":
+                self._state = "given back"
+                await self._tenures.aleave(self._key, _error_in(exc_info))
 
     def _begin(self) -> None:
         if self._state != "new":
@@ -115,6 +165,10 @@ class Lease(Generic[V]):
                 return flight, False
             flight = registry._flights[self._key] = Flight()
             return flight, True
+
+
+def _error_in(exc_info: tuple[object, ...]) -> BaseException | None:
+    return next((part for part in exc_info if isinstance(part, BaseException)), None)
 
 
 class Flight:

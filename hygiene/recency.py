@@ -32,6 +32,9 @@ class Order(Protocol):
     def add(self, key: Hashable) -> None:
         """Put *key* in, as just used; if it is in already, count the write."""
 
+    def put_back(self, key: Hashable) -> None:
+        """Put back what was popped and may not leave yet: it is next again, where the order can do that."""
+
     def discard(self, key: Hashable) -> None:
         """Take *key* out, if it is in."""
 
@@ -62,6 +65,10 @@ class LinkedOrder:
         if self._moves:
             self._keys.move_to_end(key)
 
+    def put_back(self, key: Hashable) -> None:
+        self._keys[key] = None
+        self._keys.move_to_end(key, last=False)
+
     def discard(self, key: Hashable) -> None:
         self._keys.pop(key, None)
 
@@ -90,6 +97,8 @@ class CachetoolsOrder:
 
     def add(self, key: Hashable) -> None:
         self._cache[key] = None
+
+    put_back = add
 
     def discard(self, key: Hashable) -> None:
         self._cache.pop(key, None)
@@ -132,6 +141,8 @@ class ImportanceOrder:
         """Put *key* back in, as important as it was last; one that was never ranked, as most important."""
         if key not in self._ranks:
             self.rank(key, self._known.get(key, math.inf))
+
+    put_back = add
 
     def discard(self, key: Hashable) -> None:
         self._ranks.pop(key, None)

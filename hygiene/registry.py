@@ -64,16 +64,19 @@ from typing import Any, NamedTuple, Self, TypeVar, cast, overload
 
 from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import HOOK_ERRORS, Closer, Releases, running_loop
-from hygiene.errors import RegistryFull
+from hygiene.errors import OwnershipLost, RegistryFull, StoreError, VersionConflict
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
+from hygiene.keeping import Keeper, Loading, outdate
 from hygiene.limits import Busy, Limits, Overflow, Policy
 from hygiene.pins import MISSING as _MISSING
 from hygiene.pins import Flight, Lease
 from hygiene.recency import CachetoolsOrder, ImportanceOrder, LinkedOrder, Order
 from hygiene.sizing import sizeof
+from hygiene.stores import Store
 from hygiene.units import Duration, Size, nbytes
 from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
+from hygiene.writebehind import WriteBehind
 
 __all__ = ["Lease", "Registry", "adopt", "referenced", "retire"]
 
@@ -183,6 +186,11 @@ class Registry(OrderedDict[K, V]):
             `RegistryFull`.
         revive: Whether an evicted value that somebody still holds is found again, as the same object (off where
             *close* is given).
+        store: Where entries are kept that are not in memory: an address such as ``"sqlite:chats.db"``, a `Store`, or a
+            `WriteBehind`. Then what leaves by itself is saved first and comes back when it is asked for; ``in``,
+            ``del``, ``pop``, ``setdefault`` and ``clear`` mean memory and store together, ``len`` and loops memory;
+            lists become a `History`. ``ttl`` ends an entry in the store, too, ``idle`` only its time in memory. The
+            space in the store is *name*; one registry at a time keeps a space.
         values: Converts each value that is put in; a class (or a ``partial`` of one) converts only instances of its
             base, so that ``partial(History, maxlen=50)`` takes lists.
         default_factory: As in ``defaultdict``; concurrent lookups get one and the same value.
@@ -192,6 +200,7 @@ class Registry(OrderedDict[K, V]):
     Raises:
         ValueError: a number is out of its range, text is not understood, or two arguments contradict each other.
         TypeError: an argument is of the wrong kind.
+        StoreUnavailable, StoreError: the store cannot be opened, or another registry keeps the space; see `open_store`.
     """
 
     __slots__ = (
@@ -211,6 +220,7 @@ class Registry(OrderedDict[K, V]):
         "_held",
         "_hits",
         "_hook_errors",
+        "_keeper",
         "_known",
         "_leases",
         "_left",
@@ -229,6 +239,7 @@ class Registry(OrderedDict[K, V]):
         "_reads",
         "_releases",
         "_revived",
+        "_saves",
         "_sizes",
         "_strict",
         "_tail",
@@ -259,6 +270,7 @@ class Registry(OrderedDict[K, V]):
         close: Closer | None = None,
         overflow: Overflow = "grow",
         revive: bool = True,
+        store: str | Store | WriteBehind | None = None,
         values: Callable[[Any], V] | None = None,
         default_factory: Callable[[], V] | None = None,
         name: str | None = None,
@@ -284,12 +296,14 @@ class Registry(OrderedDict[K, V]):
                     close=close,
                     overflow=overflow,
                     revive=revive,
+                    store=store,
                     values=values,
                     default_factory=default_factory,
                     name=name,
                     timer=timer,
                 )
             )
+            self._begin_keeping()
         self.update(source)
 
     def _configure(self, limits: Limits, owner: object | None = None) -> None:
@@ -319,6 +333,8 @@ class Registry(OrderedDict[K, V]):
         # The janitor lives in real time: a clock that a test turns by hand is none of its business.
         self._watched = bool(getattr(limits.timer, "manual", False))
         self._guarded = not _GIL
+        self._keeper: Keeper | None = None
+        self._saves = limits.store is not None  # what leaves is saved first
         self._strict = True  # a name given for *busy* or *close* that no value has must not go unseen
         self._parked: OrderedDict[Any, None] = OrderedDict()
         self._order: Order | None = None
@@ -335,7 +351,7 @@ class Registry(OrderedDict[K, V]):
             self._order = LinkedOrder(moves=self._moves)
         timed = limits.ttl is not None or limits.idle is not None
         told = limits.on_evict is not None
-        if (timed or told) and not isinstance(self, _Timed):
+        if (timed or told or self._saves) and not isinstance(self, _Timed):
             # Reading an entry that has times costs more than reading one that has none, so there are two classes.
             # Which it is, is known only here: a subclass may give the limits in its own ``__init__``.
             self.__class__ = _timed(type(self))
@@ -349,6 +365,11 @@ class Registry(OrderedDict[K, V]):
         self._early: list[tuple[float, int, Any, float]] = []
         self._choose_paths()
         survive_fork(self)
+
+    def _begin_keeping(self) -> None:
+        """Open the store, if there is to be one; the registry has its name and its owner by now."""
+        if self._saves:
+            self._keeper = Keeper(self, self._limits.store, self._name or "default")
 
     def _choose_paths(self) -> None:
         """Decide which reads and writes may go the short way: those with nothing to keep in step."""
@@ -365,7 +386,7 @@ class Registry(OrderedDict[K, V]):
 
     def _plain_writes(self) -> bool:
         limits = self._limits
-        return limits.close is None and limits.values is None and limits.overflow == "grow"
+        return limits.close is None and limits.values is None and limits.overflow == "grow" and not self._saves
 
     @property
     def owner(self) -> Any:
@@ -417,7 +438,9 @@ class Registry(OrderedDict[K, V]):
             return True
         # An evicted value that somebody holds is found by a lookup, so `if k not in locks: locks[k] = Lock()` must not
         # make a second one.
-        return self._tail is not None and self._revive(key) is not _MISSING
+        if self._tail is not None and self._revive(key) is not _MISSING:
+            return True
+        return self._keeper is not None and self._keeper.contains(key)
 
     def __missing__(self, key: K) -> V:
         factory = self._limits.default_factory
@@ -426,8 +449,17 @@ class Registry(OrderedDict[K, V]):
         return cast("V", self._put(key, factory(), keep=True))
 
     def peek(self, key: K, default: Any = None) -> Any:
-        """The value of *key*, or *default*, without counting as use; an expired entry is not there."""
-        return _look(self, key, default)
+        """
+        The value of *key*, or *default*, without counting as use; an expired entry is not there.
+
+        What is only in the *store* comes as a copy, whose changes are nobody's business, and stays there.
+        """
+        value = _look(self, key, _MISSING)
+        if value is _MISSING and self._keeper is not None:
+            value = self._in_tail(key, _MISSING)
+            if value is _MISSING:
+                value = self._keeper.peek(key)
+        return default if value is _MISSING else value
 
     def _lookup(self, key: K) -> V:
         if self._copies and (copied := self._copied(key, sys._getframe(2))) is not _MISSING:
@@ -443,7 +475,9 @@ class Registry(OrderedDict[K, V]):
             self._settle(key)
         value = _look(self, key, _MISSING)
         if value is _MISSING:
-            if self._tail is None or (value := self._revive(key)) is _MISSING:
+            if (self._tail is None or (value := self._revive(key)) is _MISSING) and (
+                self._keeper is None or (value := self._keeper.fetch(key)) is _MISSING
+            ):
                 self._misses += 1
                 return _MISSING
         else:
@@ -637,11 +671,14 @@ class Registry(OrderedDict[K, V]):
         self.update(other)
         return self
 
-    def _put(self, key: Any, value: Any, *, keep: bool = False, back: bool = False) -> Any:
+    def _put(  # noqa: C901, PLR0912, PLR0915 - a critical section reads best in one piece
+        self, key: Any, value: Any, *, keep: bool = False, back: bool = False, loading: Loading | None = None
+    ) -> Any:
         """
         Write an entry, or with *keep* leave a living one as it is; return the value that is now held.
 
-        With *back* the value was here before, and has been converted.
+        With *back* the value was here before, or comes from the store, and has been converted. With *loading* it is
+        put in only if nothing has happened to the key since that began; if something has, `_MISSING` is returned.
 
         What user code may refuse comes first, then the change under the lock, then the news.
         """
@@ -653,19 +690,29 @@ class Registry(OrderedDict[K, V]):
         limits = self._limits
         if limits.values is not None and not back:
             value = self._converted(value)
+        keeper, prepared, waiter = self._keeper, None, None
+        if keeper is not None and not back:
+            value, prepared = keeper.prepare(key, value)
         size = None if self._sizes is None else self._weigh(key, value)
         rank = self._rank(key, value) if limits.importance is not None else 0.0
         gone: list[_Gone] = []
         try:
             while True:
                 with self._lock:
+                    if loading is not None and loading.stale:
+                        return _MISSING
                     old = _look(self, key, _MISSING)
                     if keep and old is not _MISSING:
                         return old
                     # Evicted since the caller looked, and still held by somebody: then that is the value.
                     evicted = self._in_tail(key, value) if keep and self._tail is not None else value
-                    room = evicted is value and (limits.overflow == "grow" or self._fits(key, old, size))
+                    if back and loading is None and self._in_tail(key, _MISSING) is not value:
+                        return _MISSING  # removed since
+                    late = keeper is not None and not back and keeper.has_changed(key, value, prepared, keep=keep)
+                    room = evicted is value and not late and (limits.overflow == "grow" or self._fits(key, old, size))
                     if room:
+                        if keeper is not None:  # may refuse: nothing has changed yet
+                            waiter = keeper.entered(key, value, old, prepared, loading)
                         if old is not _MISSING and old is not value:
                             gone.append(self._replaced(key, old))
                         _store(self, key, value)
@@ -676,7 +723,14 @@ class Registry(OrderedDict[K, V]):
                             self._discard_oldest(Cause.SIZE, gone)
                         break
                 if evicted is not value:
-                    return self._put(key, evicted, keep=True, back=True)
+                    if (found := self._put(key, evicted, keep=True, back=True)) is not _MISSING:
+                        return found
+                    continue
+                if late and keeper is not None:
+                    if keep and (found := keeper.fetch(key)) is not _MISSING:
+                        return found
+                    value, prepared = keeper.prepare(key, value)
+                    continue
                 if not self._may_fit(key, size) or not self._make_room(key, size or 0, gone):
                     raise RegistryFull(
                         f"wanted to add {key!r} to registry {self._label()}, found it full: "
@@ -684,6 +738,10 @@ class Registry(OrderedDict[K, V]):
                         f'Release some, raise maxsize, or use overflow="grow"',
                         self.stats(),
                     )
+        except (VersionConflict, OwnershipLost) as error:
+            if keeper is not None:
+                keeper.lost(key, error)
+            raise
         finally:
             if gone:
                 self._tell(gone)
@@ -694,11 +752,13 @@ class Registry(OrderedDict[K, V]):
             self._be_watched()
         if self._lent:
             self._measure_lent(key)
+        if prepared is not None and keeper is not None:
+            keeper.settle_write(value, waiter)
         return value
 
     def _in_line(self) -> bool:
         """Whether the oldest may leave without more ado: nothing to ask or to step over, nothing due before it."""
-        return self._order is None and not self._leases and len(self) > 1
+        return self._order is None and not self._leases and len(self) > 1 and not self._saves
 
     def _fits(self, key: Any, old: Any, size: int | None) -> bool:
         """Whether writing *key* keeps the bounds. The lock is held."""
@@ -760,6 +820,13 @@ class Registry(OrderedDict[K, V]):
     def _stamp_write(self, key: Any) -> None:
         """Note the time of writing; registries without times have none."""
 
+    def _written_ago(self, key: Any) -> float:  # noqa: ARG002 - a timed one looks
+        """Seconds since *key* was written; 0 for one that is just being written."""
+        return 0.0
+
+    def _write_earlier(self, key: Any, value: Any, ago: float) -> None:
+        """*key* came from the store, where it was written so long ago."""
+
     def _replaced(self, key: Any, old: Any) -> _Gone:
         self._counts[Cause.REPLACED] = self._counts.get(Cause.REPLACED, 0) + 1
         age, idle_for = self._times(key)
@@ -814,8 +881,15 @@ class Registry(OrderedDict[K, V]):
                 continue
 
     def clear(self) -> None:
-        """Remove everything; the values are the caller's to release."""
-        self._empty(Cause.CLEARED)
+        """Remove everything, from the *store* too; the values are the caller's to release."""
+        if self._keeper is None:
+            self._empty(Cause.CLEARED)
+        else:
+            gone: list[_Gone] = []
+            try:
+                self._keeper.clear(gone)
+            finally:
+                self._tell(gone)
 
     def _remove(self, key: Any) -> Any:
         if self._light:
@@ -830,13 +904,28 @@ class Registry(OrderedDict[K, V]):
             with self._lock:
                 value = _look(self, key, _MISSING)
                 if value is not _MISSING:
+                    if self._keeper is not None:
+                        self._keeper.delete(key)
                     self._discard(key, Cause.DELETED, gone)
             return self._take_from_tail(key) if value is _MISSING else value
+        except (VersionConflict, OwnershipLost) as error:
+            if self._keeper is not None:
+                self._keeper.lost(key, error)
+            raise
         finally:
             self._tell(gone)
 
     def _take_from_tail(self, key: Any) -> Any:
-        value = _MISSING if self._tail is None else self._tail.pop(key, _MISSING)
+        if self._keeper is None:
+            value = _MISSING if self._tail is None else self._tail.pop(key, _MISSING)
+        else:
+            with self._lock:  # one step: who looks it up in between would load it again
+                value = self._in_tail(key, _MISSING)
+                if value is not _MISSING:
+                    self._keeper.delete(key)
+                    self._prepare_tail(key, value)
+            if value is _MISSING:
+                value = self._keeper.take(key)
         if value is _MISSING:
             raise KeyError(key)
         return value
@@ -877,9 +966,15 @@ class Registry(OrderedDict[K, V]):
         if self._loops:
             loop = self._loops.pop(key, None)
         self._counts[cause] = self._counts.get(cause, 0) + 1
-        if cause in _REVIVABLE and type(value) not in _STRONG and getrefcount(value) > _FORGOTTEN:
+        if self._is_revivable(cause) and type(value) not in _STRONG and getrefcount(value) > _FORGOTTEN:
             self._keep_tail(key, value)
+        if self._keeper is not None:
+            self._keeper.left(key, value, cause, adrift=self._in_tail(key, _MISSING) is value)
         gone.append((self, key, value, cause, age, idle_for, loop))
+
+    def _is_revivable(self, cause: Cause) -> bool:
+        # With a store, idle is no end: the entry is there as before, only not in memory.
+        return cause in _REVIVABLE or (self._saves and cause is Cause.IDLE)
 
     def _forget_times(self, key: Any) -> None:
         """Drop the stamps of *key*; registries without times have none."""
@@ -936,28 +1031,29 @@ class Registry(OrderedDict[K, V]):
         while self._broom.acquire(blocking=False):
             gone: list[_Gone] = []
             try:
-                stuck = not self._evict_to_bounds(newest, gone)
+                kept = self._evict_to_bounds(newest, gone)
             finally:
                 self._broom.release()
                 self._tell(gone)
                 del gone
-            if stuck:
-                self._note_overflow()
+            if not kept:
+                if kept is not None:
+                    self._note_overflow()
                 return
             if not self._over():
                 self._overflowed = False
                 return
 
-    def _evict_to_bounds(self, newest: Any, gone: list[_Gone]) -> bool:
-        """Whether the bounds hold now. What is over goes before what is alive."""
+    def _evict_to_bounds(self, newest: Any, gone: list[_Gone]) -> bool | None:
+        """Whether the bounds hold now; ``None``: soon. What is over goes before what is alive."""
         if self._clocked:
             self._expire_due(gone)
         if self._parked:
             self._poll_parked()
         bound, byte_bound = self._bound, self._byte_bound
         while (large := len(self) > bound) or (byte_bound is not None and self._bytes > byte_bound):
-            if not self._evict_one(Cause.SIZE if large else Cause.BYTES, newest, gone):
-                return False
+            if not (evicted := self._evict_one(Cause.SIZE if large else Cause.BYTES, newest, gone)):
+                return evicted
         return True
 
     def _make_room(self, key: Any, size: int, gone: list[_Gone]) -> bool:
@@ -965,17 +1061,19 @@ class Registry(OrderedDict[K, V]):
         if self._limits.policy == "none" or (self._byte_bound is not None and size > self._byte_bound):
             return False
         self._poll_parked()
-        return self._evict_one(Cause.SIZE if len(self) >= self._bound else Cause.BYTES, key, gone)
+        return bool(self._evict_one(Cause.SIZE if len(self) >= self._bound else Cause.BYTES, key, gone))
 
-    def _evict_one(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
-        """Evict whoever leaves next; ``False`` if everybody is leased, busy, or *newest*."""
-        return (
-            self._evict_from_own_list(cause, newest, gone)
-            if self._order is None
-            else self._evict_from(cause, newest, gone)
-        )
+    def _evict_one(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
+        """
+        Evict whoever leaves next; ``False`` if everybody is leased, busy, not to be saved, or *newest*.
 
-    def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
+        ``None``: who leaves next is being saved, and leaves then.
+        """
+        if self._order is not None:
+            return self._evict_from(cause, newest, gone)
+        return (self._evict_saved if self._saves else self._evict_from_own_list)(cause, newest, gone)
+
+    def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
         skipped = 0
         with self._lock:
             if not self._leases and newest is _MISSING:
@@ -992,6 +1090,56 @@ class Registry(OrderedDict[K, V]):
                     self._keep_order_beside()
                     return self._evict_from(cause, newest, gone)
         return False
+
+    def _evict_saved(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
+        """As `_evict_from_own_list`, with a store: whether the oldest is saved is asked with the lock free."""
+        skipped = 0
+        for _ in range(_SKIPS):
+            if skipped > len(self):
+                return False
+            with self._lock:
+                key = _first(lambda: _by_recency(self))
+                if key is _MISSING:
+                    return False
+                value = _look(self, key, _MISSING)
+                spared = key in self._leases or _same(key, newest)
+            leaves = not spared and self._may_leave(key, value)
+            if leaves is None:
+                return None
+            with self._lock:
+                same = _look(self, key, _MISSING) is value
+                value = None
+                if not leaves:
+                    skipped += 1
+                    if _has(self, key):
+                        _move(self, key)
+                elif (
+                    same
+                    and key not in self._leases
+                    and not self._is_unsaved(key)
+                    and _same(_first(lambda: _by_recency(self)), key)
+                ):
+                    return self._discard(key, cause, gone)
+        with self._lock:
+            self._keep_order_beside()
+        return self._evict_from(cause, newest, gone)
+
+    def _may_leave(self, key: Any, value: Any) -> bool | None:
+        """Whether nothing of the entry is unsaved; ``None``: not yet, and the store will tell. No lock is held."""
+        return True if self._keeper is None else self._keeper.may_leave(key, value)
+
+    def _is_unsaved(self, key: Any) -> bool:
+        """Whether something of the entry is not saved, as far as has been told."""
+        return self._keeper is not None and key in self._keeper.writer
+
+    def _waits_for_saves(self) -> bool:
+        return self._over() or bool(self._parked)
+
+    def _sweep_saved(self) -> None:
+        """Something was saved: who had to stay for it may leave now."""
+        self._poll_parked(len(self._parked))
+        if self._over():
+            self._sweep()
 
     def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
         try:
@@ -1016,7 +1164,7 @@ class Registry(OrderedDict[K, V]):
         self._order = order
         self._choose_paths()
 
-    def _evict_from(self, cause: Cause, newest: Any, gone: list[Any]) -> bool:
+    def _evict_from(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
         order = self._order
         assert order is not None
         spared: list[Any] = []
@@ -1032,19 +1180,23 @@ class Registry(OrderedDict[K, V]):
                     if key in self._leases:
                         self._parked[key] = None
                         continue
-                    if self._limits.busy is None:
+                    if self._limits.busy is None and not self._saves:
                         if self._discard(key, cause, gone):
                             return True
                         continue
                 # Outside the lock: the answer is user code. The key is out of the order, so nobody else asks.
                 entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
-                busy = entry.value is not _MISSING and self._is_busy(entry)
+                busy = self._limits.busy is not None and entry.value is not _MISSING and self._is_busy(entry)
+                leaves = not busy and (not self._saves or self._may_leave(key, entry.value))
                 with self._lock:
                     if _look(self, key, _MISSING) is not entry.value or key in order or key in self._leases:
                         self._unpark(key)  # written, used or leased while we asked
                         if not _has(self, key):  # or deleted: then there is room already
                             return True
-                    elif busy:
+                    elif leaves is None:
+                        order.put_back(key)
+                        return None
+                    elif not leaves or self._is_unsaved(key):
                         self._parked[key] = None
                         self._stamp_use(key)
                     elif self._discard(key, cause, gone):
@@ -1071,7 +1223,7 @@ class Registry(OrderedDict[K, V]):
     def _poll_parked(self, most: int = _POLLS) -> None:
         """Ask some of those that were busy whether they still are, oldest first, so that they can leave again."""
         order = self._order
-        if order is None or self._limits.busy is None:
+        if order is None or (self._limits.busy is None and not self._saves):
             return
         for _ in range(min(most, len(self._parked))):
             with self._lock:
@@ -1082,11 +1234,11 @@ class Registry(OrderedDict[K, V]):
                     self._parked[key] = None
                     continue
             entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
-            busy = entry.value is not _MISSING and self._is_busy(entry)
+            busy = self._limits.busy is not None and entry.value is not _MISSING and self._is_busy(entry)
             with self._lock:
                 if not _has(self, key) or key in order:
                     continue
-                if busy:
+                if busy or self._is_unsaved(key):
                     self._parked[key] = None
                 else:
                     order.add(key)
@@ -1183,7 +1335,7 @@ class Registry(OrderedDict[K, V]):
         value = self._in_tail(key, _MISSING)
         if value is not _MISSING:
             value = self._put(key, value, keep=True, back=True)
-            self._revived += 1
+            self._revived += value is not _MISSING
         return value
 
     # Weight.
@@ -1272,7 +1424,11 @@ class Registry(OrderedDict[K, V]):
                     order.rank(key, rank)
 
     def evict(self, key: K) -> bool:
-        """Drop *key* as if the bound had (cause ``PRESSURE``), unless it is leased or busy; says whether it left."""
+        """
+        Drop *key* as if the bound had (cause ``PRESSURE``), unless it is leased or busy; says whether it left.
+
+        With a *store* it is saved before; on an event loop it is not waited for, and what is not saved yet stays.
+        """
         value = _look(self, key, _MISSING)
         if value is _MISSING:
             return False
@@ -1280,11 +1436,14 @@ class Registry(OrderedDict[K, V]):
         del value
         if self._limits.busy is not None and self._is_busy(entry):
             return False
+        if self._saves and key not in self._leases and not self._may_leave(key, entry.value):
+            return False
         gone: list[_Gone] = []
         with self._lock:
             evicted = (
                 key not in self._leases
                 and _look(self, key, _MISSING) is entry.value
+                and not self._is_unsaved(key)
                 and self._discard(key, Cause.PRESSURE, gone)
             )
         self._tell(gone)
@@ -1297,6 +1456,8 @@ class Registry(OrderedDict[K, V]):
     def trim(self, to: int | str) -> int:
         """
         Evict (cause ``PRESSURE``) down to *to*, busy and leased entries spared; says how many left.
+
+        With a *store* they are saved before; on an event loop that is not waited for, and what is not saved stays.
 
         Args:
             to: Entries (a number), a share of the present entries (``"50%"``), or bytes (``"10MiB"``; needs
@@ -1418,6 +1579,8 @@ class Registry(OrderedDict[K, V]):
             if self._over():
                 self._sweep()
             self._after_lease(key)
+            if self._keeper is not None and (value := _look(self, key, _MISSING)) is not _MISSING:
+                self._keeper.settle(key, value)
 
     def _after_lease(self, key: Any) -> None:
         """Drop what ran out of time while it was leased."""
@@ -1429,7 +1592,7 @@ class Registry(OrderedDict[K, V]):
             bytes=None if self._sizes is None else self._bytes,
             hits=sys.maxsize - length_hint(self._ticks) - self._wasted + self._hits,
             misses=self._misses,
-            rehydrated=self._revived,
+            rehydrated=self._revived + (0 if self._keeper is None else self._keeper.loads),
             evictions=MappingProxyType(self._evictions()),
             leased=len(self._leases),
             overflowing=max(0, len(self) - self._bound),
@@ -1449,7 +1612,25 @@ class Registry(OrderedDict[K, V]):
 
         Synchronous closers have run when it returns. Asynchronous ones run on their loops; where there is none to run
         on, they wait for `drain`, and a warning says so. The dict itself goes on working, within its bounds.
+
+        With a *store* everything is saved, and what this has opened is closed; to use the registry afterwards is an
+        error, since nobody would save what is put in.
+
+        Raises:
+            StoreUnavailable: not everything could be saved. It stays pending for as long as the process lives.
+            NotStorable, VersionConflict, StoreError: an entry could not be saved, and everything else was.
         """
+        keeper, unsaved = self._keeper, None
+        try:
+            if keeper is not None:  # before the hooks are told and the values released, as with an eviction
+                unsaved = keeper.settle_all()
+                keeper.close()
+        finally:
+            self._closed_down()
+        if unsaved is not None:
+            raise unsaved
+
+    def _closed_down(self) -> None:
         self._empty(Cause.CLOSED)
         waiting = 0 if self._releases is None else len(self._releases._waiting)
         if waiting:
@@ -1462,8 +1643,100 @@ class Registry(OrderedDict[K, V]):
 
     async def aclose(self) -> None:
         """`close`, and wait for every asynchronous release."""
-        self._empty(Cause.CLOSED)
-        await self.drain()
+        keeper, unsaved = self._keeper, None
+        try:
+            if keeper is not None:
+                unsaved = keeper.settle_all()
+                await keeper.aclose()
+        finally:
+            self._empty(Cause.CLOSED)
+            await self.drain()
+        if unsaved is not None:
+            raise unsaved
+
+    # What a store adds.
+
+    def flush(self, timeout: Duration | None = None) -> None:
+        """
+        Return when everything changed so far is saved: the acknowledgement.
+
+        What was changed in place and told nobody is found, too.
+
+        Args:
+            timeout: Seconds to go on trying; ``None``: one attempt, made at once.
+
+        Raises:
+            StoreUnavailable: not everything could be saved. It stays pending and is tried again.
+            NotStorable, VersionConflict, StoreError: an entry cannot be saved; everything else was.
+            ValueError: there is no *store*.
+        """
+        keeper = self._kept()
+        unsaved = keeper.settle_all()
+        try:
+            keeper.writer.flush(timeout)
+        except VersionConflict as error:
+            keeper.told(error)
+            raise
+        if unsaved is not None:
+            raise unsaved
+
+    async def aflush(self, timeout: Duration | None = None) -> None:
+        """As `flush`; for an event loop, which goes on meanwhile."""
+        keeper = self._kept()
+        unsaved = keeper.settle_all()
+        try:
+            await keeper.writer.aflush(timeout)
+        except VersionConflict as error:
+            keeper.told(error)
+            raise
+        if unsaved is not None:
+            raise unsaved
+
+    def changed(self, key: K) -> None:
+        """
+        Save the value of *key*, which is in memory and was changed in place, soon.
+
+        A `History` tells its own changes; this is for an item that was edited inside, and for other values. Without it
+        they are found at the end of a lease, at the eviction, at `flush` and at `close`.
+
+        Raises:
+            KeyError: it is not in memory, so what you have is not what the registry has. Put it in.
+            NotStorable, StoreUnavailable, VersionConflict: as ``r[key] = value`` does.
+            ValueError: there is no *store*.
+        """
+        self._kept().changed(key, _fetch_raw(self, key))
+
+    def stored(self) -> Iterator[K]:
+        """
+        Every key in the store, and every one that is about to be saved, each once; values stay where they are.
+
+        In slices: what is put in or removed meanwhile may come or not. It blocks for reads of the store.
+
+        Raises:
+            ValueError: there is no *store*.
+        """
+        return self._kept().stored()
+
+    def _kept(self) -> Keeper:
+        if self._keeper is None:
+            raise ValueError(
+                f"registry {self._label()} saves nothing: it was made without a store. "
+                'Give it store="sqlite:chats.db", or another'
+            )
+        return self._keeper
+
+    def _drop_stale(self, key: Any, error: StoreError) -> None:
+        """Somebody else has saved *key*: what is in memory is out of date, and no look-up may find it any more."""
+        gone: list[_Gone] = []
+        with self._lock:
+            for value in (_look(self, key, _MISSING), self._in_tail(key, _MISSING)):
+                if value is not _MISSING:
+                    outdate(key, value, error)
+            del value
+            if self._tail is not None:
+                self._tail.pop(key, None)
+            self._discard(key, Cause.REPLACED, gone)
+        self._tell(gone)
 
     async def drain(self) -> None:
         """Wait until every asynchronous release that was started has ended; run here those that have no loop."""
@@ -1535,7 +1808,8 @@ class Registry(OrderedDict[K, V]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         owner = self._owner()
-        twin: Self = _make(_copy_class(type(self)), self._limits, memo.get(id(owner)))
+        limits = self._limits.merge(store=None) if self._saves else self._limits  # one store, one registry
+        twin: Self = _make(_copy_class(type(self)), limits, memo.get(id(owner)))
         memo[id(self)] = twin
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         for key, value in self._snapshot().items():
@@ -1658,7 +1932,8 @@ class _Timed(Registry[K, V]):
             return
         gone: list[_Gone] = []
         self._expire_due(gone)
-        if now >= self._due and (cause := self._over_by(key)) is not None:
+        # Idle for too long, with a store: it would be saved, dropped and loaded again. It is just being used.
+        if now >= self._due and (cause := self._over_by(key)) is not None and not (self._saves and cause is Cause.IDLE):
             self._expire_one(key, cause, gone)
         self._tell(gone)
 
@@ -1679,24 +1954,35 @@ class _Timed(Registry[K, V]):
                 return Cause.IDLE
         return None
 
-    def _expire_one(self, key: Any, cause: Cause, gone: list[_Gone]) -> None:
-        """Drop *key*, unless it is busy: then its time goes on."""
+    def _expire_one(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+        """Drop *key*, unless it is busy: then its time goes on. ``False``: it is being saved, and leaves then."""
+        if self._saves and cause is Cause.IDLE:
+            leaves = self._may_leave(key, _look(self, key, _MISSING))
+            if leaves is None:
+                return False
+            if not leaves:
+                with self._lock:
+                    self._hold(key, cause)
+                return True
         if self._limits.busy is not None:
             entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
             if entry.value is not _MISSING and self._is_busy(entry):
                 with self._lock:
                     self._hold(key, cause)
-                return
+                return True
         with self._lock:
+            if cause is Cause.IDLE and self._is_unsaved(key):
+                return True  # changed since: the next look finds it used, or unsaved
             if self._over_by(key) is cause and not self._discard(key, cause, gone):
                 self._forget_times(key)  # or the stamp that a read left while it was removed would be due for ever
+        return True
 
     def _expire_due(self, gone: list[_Gone]) -> int:
         """Drop a slice of what is due; says how many it looked at."""
         if self._now() < self._due:
             return 0
         looked = 0
-        if self._limits.busy is None:
+        if self._limits.busy is None and not self._saves:
             with self._lock:
                 while looked < _SLICE and (due := self._next_due()) is not None:
                     looked += 1
@@ -1707,26 +1993,29 @@ class _Timed(Registry[K, V]):
                     due = self._next_due()
                 if due is None:
                     break
+                if not self._expire_next(*due, gone):
+                    self._due = self._now() + self._slack()
+                    break
                 looked += 1
-                self._expire_next(*due, gone)
         return looked
 
-    def _expire_next(self, key: Any, cause: Cause, gone: list[_Gone]) -> None:
+    def _expire_next(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
         with self._lock:
             if key in self._leases:
                 self._hold(key, cause)
-                return
-        self._expire_one(key, cause, gone)
+                return True
+        return self._expire_one(key, cause, gone)
 
     def _forget(self, key: Any, value: Any, cause: Cause, gone: list[_Gone]) -> None:
-        revivable = cause in _REVIVABLE and type(value) not in _STRONG
+        revivable = self._is_revivable(cause) and type(value) not in _STRONG
         now = self._now() if revivable else 0.0
         age, idle_for = self._times(key) if revivable else (None, None)
         super()._forget(key, value, cause, gone)
         tail = self._tail
         if revivable and tail is not None and tail.get(key) is value:
             # Evicted is not written: if it is found again, its time has gone on.
-            self._left[key] = None if age is None else now - age, None if idle_for is None else now - idle_for
+            used = None if idle_for is None or self._saves else now - idle_for
+            self._left[key] = None if age is None else now - age, used
             if len(self._left) > 2 * len(tail) + _SLICE:
                 self._left = {name: times for name, times in self._left.items() if name in tail}
 
@@ -1735,13 +2024,22 @@ class _Timed(Registry[K, V]):
         now, limits, tail = self._now(), self._limits, self._tail
         over = limits.ttl is not None and written is not None and now >= written + limits.ttl
         if over or (limits.idle is not None and used is not None and now >= used + limits.idle):
-            if tail is not None:
-                tail.pop(key, None)
+            if tail is not None and (value := tail.pop(key, None)) is not None and self._keeper is not None:
+                with self._lock:
+                    self._keeper.left(key, value, Cause.EXPIRED, adrift=False)
             return _MISSING
         value = super()._revive(key)
         if value is not _MISSING and written is not None and limits.ttl is not None:
             self._backdate(key, value, written)
         return value
+
+    def _written_ago(self, key: Any) -> float:
+        written = None if self._written is None else self._written.get(key)
+        return 0.0 if written is None else self._now() - written
+
+    def _write_earlier(self, key: Any, value: Any, ago: float) -> None:
+        if self._limits.ttl is not None:
+            self._backdate(key, value, self._now() - ago)
 
     def _backdate(self, key: Any, value: Any, written: float) -> None:
         """An entry that came back was written earlier than its place in the order of writes says."""
@@ -1960,8 +2258,8 @@ _ATOMIC = frozenset({str, int, bytes, float, bool, type(None)})
 _STRONG = frozenset({int, float, bool, str, bytes, tuple, list, dict, type(None)})
 _REVIVABLE = frozenset({Cause.SIZE, Cause.BYTES, Cause.PRESSURE})
 _DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.PRESSURE})
-_HOOKS = frozenset({"on_evict", "close"})
-_CODE = frozenset({"getsizeof", "importance", "values", "timer", "on_evict", "default_factory"})
+_HOOKS = frozenset({"on_evict", "close", "store"})
+_CODE = frozenset({"getsizeof", "importance", "values", "timer", "on_evict", "default_factory", "store"})
 _serial = itertools.count()  # no two items of a heap are equal, so keys are never compared
 _classes: dict[tuple[type[Any], ...], type[Any]] = {}
 
@@ -1985,7 +2283,7 @@ def _plain_class(kind: type[Any]) -> type[Any]:
 
 def _make(kind: type[Any], limits: Limits, owner: object | None = None) -> Any:
     """An empty registry of this class, made without its ``__init__`` (a user's subclass may want arguments)."""
-    timed = any(limit is not None for limit in (limits.ttl, limits.idle, limits.on_evict))
+    timed = any(limit is not None for limit in (limits.ttl, limits.idle, limits.on_evict, limits.store))
     kind = _plain_class(kind)
     registry = OrderedDict.__new__(_timed(kind) if timed and not issubclass(kind, _Timed) else kind)
     registry._configure(limits, owner)
@@ -2145,8 +2443,10 @@ def adopt(
     Raises:
         TypeError: the class of *source* cannot be extended.
     """
-    registry: Registry[K, V] = _fill(_like(source, limits, owner, name, Registry), source)
-    return registry
+    registry: Registry[K, V] = _like(source, limits, owner, name, Registry)
+    registry._begin_keeping()
+    filled: Registry[K, V] = _fill(registry, source)
+    return filled
 
 
 def _like(source: dict[Any, Any], limits: Limits, owner: object | None, name: str | None, kind: type[Any]) -> Any:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 FLOORS = (
     ("any order", "errors events units sizing"),
     ("any order", "recency leasing trend"),  # pure: no lock, no I/O, no thread
-    ("ordered", "closing limits janitor cleanup views pins registry group history session pool"),
-    ("ordered", "decorators guards listeners owning shared stores writebehind memory"),
+    ("ordered", "closing limits janitor cleanup pool stores writebehind journal views pins history tenure keeping registry group session"),
+    ("ordered", "decorators guards listeners owning shared memory"),
     ("any order", "cli integrations testing"),  # edges: imported by nobody but the way in
     ("any order", "__main__"),
 )

@@ -1,0 +1,887 @@
+"""
+Between a registry and its store: what leaves is saved first, and what is asked for comes back.
+
+Theory of operation
+===================
+
+**What is saved when.** A value goes to `WriteBehind` encoded, when it is put. From then on a list, which has become a
+`History`, tells each change by itself. Of any other value that can change, the hash of its last encoding is kept, and
+compared at the end of a lease, before it is evicted, and at ``flush`` and ``close``: what was changed in place and told
+nobody is found there at the latest.
+
+**Leaving.** An entry leaves memory when nothing of it is unsaved. If something is, plain code waits for the save, which
+takes all that is pending along. An event loop, the janitor and the writer do not wait: the entry stays, the bound is
+exceeded, and who saved it has the registry look again. While the store cannot save, what is unsaved is stepped over as
+if it were leased.
+
+**Coming back.** One thread loads a key, the others wait for it. What it brings is put in only if the key was neither
+written nor removed meanwhile. With it comes the version that it has in the store, and all that is saved of the entry
+builds on that version: what another process has saved is never overwritten.
+
+**An evicted value that somebody still holds** goes on telling its changes, and is the same object at the next look-up.
+
+Locks are taken in this order: the writer's drive (around a save), the registry's, a history's, the writer's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime as dt
+import gc
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from hygiene.cleanup import close_at_shutdown
+from hygiene.closing import GRACE, running_loop
+from hygiene.errors import HygieneError, OwnershipLost, StoreError, VersionConflict
+from hygiene.events import Cause
+from hygiene.history import History, attach, detach, history_type
+from hygiene.janitor import aside, janitor, survive_fork
+from hygiene.journal import Journal
+from hygiene.pins import MISSING
+from hygiene.stores import open_store
+from hygiene.tenure import Tenures
+from hygiene.writebehind import WriteBehind, _Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from hygiene.registry import Registry
+    from hygiene.stores import Record, Store
+
+__all__ = ["Keeper", "Loading", "outdate"]
+
+logger = logging.getLogger("hygiene")
+
+_KNOWN_ABSENT: Final = 1024  # keys looked up in vain whose absence is remembered, so that nobody's entry is overwritten
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None), dt.datetime})  # cannot be changed in place
+_ATTEMPTS: Final = 40  # to see that a registry is gone: 0.2 s in all
+_TRIES: Final = 3  # looks at a key that others are writing
+_AGAIN: Any = object()
+_UNKNOWN: Any = object()
+_DROPPED: Final = frozenset({Cause.DELETED, Cause.CLEARED})
+
+
+class _Opened:
+    """A store that was opened by its address."""
+
+    def __init__(self, address: str, store: Store) -> None:
+        self.address = address
+        self.store = store
+        self.users = 0
+
+
+class _Openings:
+    """One store for all registries that name the same address: a file is looked at once, and has one writer."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, _Opened] = {}
+        self._after_fork()
+        survive_fork(self)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+
+    def take(self, address: str) -> _Opened:
+        scheme, _, place = address.partition(":")
+        shared = address
+        if scheme.lower() == "sqlite" and place != ":memory:":
+            shared = "sqlite:" + os.path.realpath(os.path.expanduser(place))  # noqa: PTH111 - as the store does
+        with self._lock:
+            opened = self._opened.get(shared)
+            if opened is None:
+                opened = _Opened(shared, open_store(address))
+                if place != ":memory:":
+                    self._opened[shared] = opened
+            opened.users += 1
+            return opened
+
+    def give_back(self, opened: _Opened) -> None:
+        with self._lock:
+            opened.users -= 1
+            if opened.users:
+                return
+            if self._opened.get(opened.address) is opened:
+                del self._opened[opened.address]
+        opened.store.close()
+
+
+_openings = _Openings()
+
+# Who keeps which space of which store, and who still has something to save there. The store is held by the values.
+_keepers: weakref.WeakValueDictionary[tuple[int, str], Keeper] = weakref.WeakValueDictionary()
+_writers: weakref.WeakValueDictionary[tuple[int, str], WriteBehind] = weakref.WeakValueDictionary()
+
+
+# Held while it is decided whether the writer of a registry that was collected is closed, or goes on for the next one.
+_adopting = threading.Lock()
+
+
+class Loading:
+    """One load in progress, which others wait for instead of loading, too."""
+
+    __slots__ = ("absent", "digest", "done", "stale", "thread")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.stale = False  # the key was written or removed meanwhile
+        self.absent = False  # there is no such entry
+        self.digest: int | None = None  # of what comes, if it can be changed in place
+        self.thread = threading.get_ident()
+
+
+class _Prepared:
+    """A value as the writer takes it."""
+
+    __slots__ = ("critical", "data", "items")
+
+    def __init__(self, data: bytes | None, items: list[bytes] | None, *, critical: bool) -> None:
+        self.data = data
+        self.items = items
+        self.critical = critical
+
+
+class Keeper:
+    """
+    Keeps the entries of one registry in one space of a store.
+
+    Args:
+        registry: Whose entries; held weakly.
+        store: As `Registry` takes it.
+        space: The space in the store, unless *store* is a `WriteBehind`, which has one.
+
+    Raises:
+        StoreUnavailable, StoreError: the store cannot be opened, or another registry keeps this space.
+        ValueError, TypeError: *store* is not understood.
+    """
+
+    def __init__(self, registry: Registry[Any, Any], store: Any, space: str) -> None:
+        self._registry = weakref.ref(registry)
+        self._opened: _Opened | None = None
+        self._mine = not isinstance(store, WriteBehind)
+        if isinstance(store, WriteBehind):
+            self.store = store._store
+            space = store._space
+        elif isinstance(store, str):
+            self._opened = _openings.take(store)
+            self.store = self._opened.store
+        else:
+            self.store = store
+        self.space = space
+        try:
+            earlier = self._take_over(registry)
+            if isinstance(store, WriteBehind):
+                self.writer = store
+            elif earlier is not None:
+                self.writer = earlier
+            else:
+                self.writer = WriteBehind(self.store, space=space)
+        except BaseException:
+            if self._opened is not None:
+                _openings.give_back(self._opened)
+            raise
+        self._encode = self.writer._encode
+        self.remote = callable(getattr(self.store, "lease", None))
+        self.tenures = Tenures(self) if self.remote else None
+        self._hashes: dict[Any, int] = {}  # of the last encoding of each value that can change in place
+        self._loading: dict[Any, Loading] = {}
+        self._absent: OrderedDict[Any, None] = OrderedDict()
+        self._writes = 0  # counts them, for who looks whether there was one
+        self._adrift: dict[Any, weakref.ref[Any]] = {}  # evicted, still held by somebody, and still told of
+        self._expiring: set[Any] = set()  # deleted because their time was over
+        self._told_blocked = False
+        self.closed = False
+        self.loads = 0
+        """Entries that came back from the store."""
+        _keepers[id(self.store), space] = self
+        _writers[id(self.store), space] = self.writer
+        self.writer._keeper = weakref.ref(self)
+        close_at_shutdown(registry, f"registry {registry._label()}")
+        self._abandon = weakref.finalize(registry, _abandoned, self.writer, self._opened, mine=self._mine)
+        self._abandon.atexit = False
+        survive_fork(self)
+        reference = weakref.ref(self)
+        watch: Callable[..., Any] | None = getattr(self.store, "watch", None)
+        self._hints = None if watch is None else watch(space, lambda keys: _hinted(reference, keys))
+
+    def _take_over(self, registry: Registry[Any, Any]) -> WriteBehind | None:
+        """The writer of who kept this space before; an error if somebody still does."""
+        place = id(self.store), self.space
+        for attempt in range(_ATTEMPTS):
+            other = _keepers.get(place)
+            previous = None if other is None or other.closed else other._registry()
+            if previous is None or other is None:
+                break
+            if registry.owner is not None and previous.owner is registry.owner:
+                other.hand_over()  # the attribute is being assigned anew
+                break
+            if attempt == _ATTEMPTS - 1:
+                raise StoreError(
+                    f"wanted the space {self.space!r} of {self._where()} for one registry; found that registry "
+                    f"{previous._label()} keeps it. Give each a name= of its own, or close() that one first"
+                )
+            del previous, other
+            if attempt:
+                time.sleep(0.005)  # its writer may just be telling it that something was saved
+            else:
+                gc.collect()  # it may be garbage already
+        writer = _writers.get(place)
+        if writer is None or writer.closed:
+            return None
+        with _adopting:
+            if not writer._closing:
+                writer._keeper = weakref.ref(self)  # from now on it is ours, though its registry was collected
+                return writer
+        writer.close(GRACE)  # what it has would be missed here until it is saved
+        return None
+
+    def _where(self) -> str:
+        return str(getattr(self.store, "address", None) or getattr(self.store, "path", None) or "the store")
+
+    def _after_fork(self) -> None:
+        self._loading = {}
+
+    # Coming back
+
+    def fetch(self, key: Any) -> Any:
+        """Bring *key* back into the registry; its value, or `MISSING`. Counts nothing."""
+        registry = self._registry()
+        while registry is not None:
+            if self.remote and self._surely_absent(key):
+                break
+            self._refuse_to_block(key)
+            loading, mine = self._board(registry, key)
+            if not mine:
+                value = dict.get(registry, key, MISSING)
+                if value is not MISSING:
+                    return value
+                if loading.absent:
+                    break
+                continue
+            try:
+                value = self._fetch(registry, key, loading)
+            finally:
+                self._land(registry, key, loading)
+            if value is not _AGAIN:
+                return value
+        return MISSING
+
+    def _board(self, registry: Registry[Any, Any], key: Any) -> tuple[Loading, bool]:
+        """Begin to load *key*, or wait until somebody else who does is ready; says whether it was begun."""
+        with registry._lock:
+            loading = self._loading.get(key)
+            if loading is None:
+                loading = self._loading[key] = Loading()
+                return loading, True
+        if loading.thread == threading.get_ident():
+            raise RuntimeError(f"loading {key!r} asks for {key!r} itself; it would wait for ever")
+        loading.done.wait()
+        return loading, False
+
+    def _land(self, registry: Registry[Any, Any], key: Any, loading: Loading) -> None:
+        with registry._lock:
+            if self._loading.get(key) is loading:
+                del self._loading[key]
+        loading.done.set()
+
+    def _fetch(self, registry: Registry[Any, Any], key: Any, loading: Loading) -> Any:
+        record = self._load(key)
+        ago = 0.0 if record is None else self._age(record)
+        if record is None or ago is None:
+            with registry._lock:
+                if loading.stale:
+                    return _AGAIN
+                self._note_absent(key)
+                loading.absent = True
+                return MISSING
+        value = record.value if registry._limits.values is None else registry._converted(record.value)
+        if isinstance(value, list):
+            value = _as_history(value)
+            spans = record.head.spans if record.head.kind == "log" else ()
+            attach(value, Journal(self.writer, key, numbers=spans, expire_at=lambda: self._end_of(key)))
+        elif type(value) not in _PLAIN:
+            loading.digest = hash(self._encode(value, key))
+        found = registry._put(key, value, keep=True, back=True, loading=loading)
+        if found is not value:
+            _silence(value)
+            return _AGAIN if found is MISSING else found
+        registry._write_earlier(key, value, ago)
+        self.loads += 1
+        # Its bounds may have changed since it was saved. Told only now that it is in: or a late load would be told
+        # over what was written or removed meanwhile. If there is no room, then with the next change.
+        with contextlib.suppress(StoreError):
+            self.settle(key, value)
+        return value
+
+    def _age(self, record: Record) -> float | None:
+        """Seconds since it was written, as far as that matters; ``None``: its time is over."""
+        registry, head = self._registry(), record.head
+        ttl = None if registry is None else registry._limits.ttl
+        if ttl is None or not head.version:
+            return 0.0
+        ago = time.time() - (head.saved_at if head.expire_at is None else head.expire_at - ttl)
+        return ago if ago < ttl else None
+
+    def _load(self, key: Any) -> Record | None:
+        try:
+            return self.writer._load(key, track=True)
+        except (VersionConflict, OwnershipLost):
+            # Said once, to the first who asks; who asks again gets what is in the store.
+            self.writer.discard(key)
+            raise
+
+    def peek(self, key: Any) -> Any:
+        """A copy of what is stored of *key*, or `MISSING`."""
+        self._refuse_to_block(key)
+        record = self.writer.load(key)
+        return MISSING if record is None or self._age(record) is None else record.value
+
+    def contains(self, key: Any) -> bool:
+        """Whether *key* is stored, or will be."""
+        if self._surely_absent(key):
+            return False
+        self._refuse_to_block(key)
+        registry = self._registry()
+        for _ in range(_TRIES if registry is not None else 0):
+            writes = self._writes
+            if self.writer.contains(key):
+                ttl = None if registry is None else registry._limits.ttl
+                return ttl is None or self.peek(key) is not MISSING  # it may have been saved under another ttl
+            with registry._lock:  # type: ignore[union-attr] # there is one
+                if writes == self._writes:
+                    self._note_absent(key)
+                    break
+        return False
+
+    def _surely_absent(self, key: Any) -> bool:
+        """Whether *key* is leased from all other processes, and not there."""
+        return self.tenures is not None and self.tenures.has(key) and key in self._absent and key not in self.writer
+
+    def fetch_if_missing(self, key: Any) -> None:
+        """Have *key* in memory, if it is stored."""
+        registry = self._registry()
+        if registry is not None and not dict.__contains__(registry, key) and registry._revive(key) is MISSING:
+            self.fetch(key)
+
+    def refresh(self, keys: Sequence[Any] | None) -> None:
+        """Let go of those of *keys* (``None``: all) in memory whose version in the store is another one by now."""
+        registry, writer = self._registry(), self.writer
+        if registry is None or self.closed:
+            return
+        known = {}
+        with writer._lock:
+            for key in list(writer._heads) if keys is None else keys:
+                head = writer._heads.get(key, _UNKNOWN)
+                if head is not _UNKNOWN and key not in writer:
+                    known[key] = 0 if head is None else getattr(head, "version", None)
+        saves = writer._saves
+        store: Any = self.store
+        found = dict(zip(known, store.versions(self.space, list(known)), strict=True)) if known else {}
+        for key, version in found.items():
+            if version == known[key] or known[key] is None:
+                continue
+            if version < known[key] and (version or saves != writer._saves):
+                continue  # this process has saved it meanwhile
+            with registry._lock:
+                head = writer._heads.get(key)
+                if key in writer or (0 if head is None else getattr(head, "version", None)) != known[key]:
+                    continue
+                writer.untrack(key)
+                self._absent.pop(key, None)
+            registry._drop_stale(
+                key, StoreError(f"version {known[key]} was in memory, and another process has saved version {version}")
+            )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StoreError(f"the registry of {self.space!r} in {self._where()} was closed; found that it is used")
+
+    def _refuse_to_block(self, key: Any) -> None:
+        self._check_open()
+        if self.remote and running_loop() is not None:
+            raise StoreError(
+                f"{key!r} is not in memory, and reading it from {self._where()} would block the event loop. "
+                f"Use `async with registry.lease({key!r})`, which loads it off the loop"
+            )
+
+    def _note_absent(self, key: Any) -> None:
+        """Remember that *key* is not there: who puts it now creates it, and must not overwrite somebody else's."""
+        writer, absent = self.writer, self._absent
+        with writer._lock:
+            if key not in writer:
+                writer._heads.setdefault(key, None)
+            absent[key] = None
+            absent.move_to_end(key)
+            if len(absent) > _KNOWN_ABSENT:
+                oldest = absent.popitem(last=False)[0]
+                registry = self._registry()
+                if registry is None or not dict.__contains__(registry, oldest):
+                    writer.untrack(oldest)
+
+    def stored(self) -> Iterator[Any]:
+        """Each key that is stored or will be, once."""
+        writer = self.writer
+        with writer._lock:
+            unsaved = {key: writer.contains(key) for key in (*writer._saving, *writer._pending)}
+        for key, there in unsaved.items():
+            if there:
+                yield key
+        for key in self.store.keys(self.space):
+            if key not in unsaved:
+                yield key
+
+    # Writing
+
+    def prepare(self, key: Any, value: Any) -> tuple[Any, _Prepared | None]:
+        """*value* as the registry is to hold it, and as the writer takes it; what cannot be stored is refused."""
+        self._check_open()
+        critical = self.writer._critical
+        if isinstance(value, list):
+            if isinstance(value, History):
+                journal = value._hygiene.journal
+                if isinstance(journal, Journal) and not journal.closed:
+                    if journal._writer is self.writer and journal.key == key and self.writer._is_tracked(key):
+                        return value, None  # it tells its changes already
+                    value = copy.copy(value)  # one list cannot be two logs
+            else:
+                value = _as_history(value)
+            items = value[:]
+            datas = [self._encode(item, key) for item in items]
+            urgent = critical is not None and any(critical(key, item) for item in items)
+            return value, _Prepared(None, datas, critical=urgent)
+        data = self._encode(value, key)
+        return value, _Prepared(data, None, critical=critical is not None and bool(critical(key, value)))
+
+    def has_changed(self, key: Any, value: Any, prepared: _Prepared | None, *, keep: bool) -> bool:
+        """
+        Whether what was true when *key* was looked up and *value* prepared is not so any more. The lock is held.
+
+        An entry that another thread has put, and that was evicted since, is in the store: to put another one in its
+        place because it was not there a moment ago would lose it.
+        """
+        if prepared is None and (not _tells(value) or not self.writer._is_tracked(key)):
+            return True
+        return keep and key not in self._absent
+
+    def entered(
+        self, key: Any, value: Any, old: Any, prepared: _Prepared | None, loading: Loading | None = None
+    ) -> Any:
+        """
+        *value* is about to be put in the place of *old*; the registry's lock is held.
+
+        Raises what the writer raises, and then nothing was changed. Returns what `settle_write` takes.
+        """
+        waiter = None
+        if loading is not None:
+            self._absent.pop(key, None)
+            if loading.digest is not None:
+                self._hashes[key] = loading.digest
+        if self._hints is not None:
+            head = self.writer.tracked(key)
+            self._hints.add(key, None if head is None else head.version)
+        if prepared is not None:
+            waiter = self._write(key, value, prepared)
+            if old is not value:
+                _silence(old)
+        adrift = self._adrift.pop(key, None)
+        if adrift is not None and (evicted := adrift()) is not value:
+            _silence(evicted)
+        return waiter
+
+    def _write(self, key: Any, value: Any, prepared: _Prepared, *, anew: bool = True) -> Any:
+        """Tell the writer; *anew*: it is written, and not only found to have been changed in place."""
+        writer = self.writer
+        if prepared.data is not None:
+            part = _Part("value", prepared.data)
+        else:
+            part = _Part("log", items=list(prepared.items or ()), replace=True)
+        with writer._lock:
+            writer._track_blindly(key)
+            waiter = writer._become(key, part, self._end_of(key, anew=anew), critical=prepared.critical)
+        self._writes += 1
+        self._absent.pop(key, None)
+        self._expiring.discard(key)
+        if prepared.data is None:
+            count = len(prepared.items or ())
+            journal = Journal(writer, key, numbers=((0, count),) if count else (), expire_at=lambda: self._end_of(key))
+            attach(value, journal)
+        elif type(value) not in _PLAIN:
+            self._hashes[key] = hash(prepared.data)
+        if (loading := self._loading.get(key)) is not None:
+            loading.stale = True
+        return waiter
+
+    def lost(self, key: Any, error: StoreError) -> None:
+        """Somebody else's save was faster, and whoever wrote has been told: the next look-up gets what is stored."""
+        self.writer.discard(key)
+        if (registry := self._registry()) is not None:
+            registry._drop_stale(key, error)
+
+    def told(self, error: Exception) -> None:
+        """Whoever asked for a save has been told of *error*: the next look-ups of what conflicts raise nothing more."""
+        if isinstance(error, VersionConflict):
+            for space, key, *_ in error.conflicts:
+                # Still rejected: else somebody was told before, and what is in memory by now may be what is stored.
+                if space == self.space and key in self.writer._rejected:
+                    self.lost(key, error)
+
+    def settle_write(self, value: Any, waiter: Any) -> None:
+        """What is left to do for a write when the registry's lock is free: wait for a critical one."""
+        if isinstance(value, History) and isinstance(journal := value._hygiene.journal, Journal):
+            journal.check(value)  # another thread may have appended before it was watched
+        try:
+            self.writer._wait(waiter)
+        except VersionConflict as error:
+            self.told(error)
+            raise
+
+    def changed(self, key: Any, value: Any) -> None:
+        """Save *value* anew: it was changed in place."""
+        if isinstance(value, History) and isinstance(journal := value._hygiene.journal, Journal):
+            journal.rewrite(value)
+        else:
+            self._save_if(key, value, always=True)
+
+    def settle(self, key: Any, value: Any) -> None:
+        """Find what was changed in place, if that is to be found."""
+        if isinstance(value, History):
+            if isinstance(journal := value._hygiene.journal, Journal):
+                journal.check(value)
+        elif key in self._hashes:
+            self._save_if(key, value)
+
+    def _save_if(self, key: Any, value: Any, *, always: bool = False) -> None:
+        registry = self._registry()
+        _, prepared = self.prepare(key, value)
+        if registry is None or prepared is None or prepared.data is None:
+            return
+        if not always and hash(prepared.data) == self._hashes.get(key):
+            return
+        try:
+            with registry._lock:
+                if dict.get(registry, key, MISSING) is not value:
+                    return
+                waiter = self._write(key, value, prepared, anew=False)
+        except (VersionConflict, OwnershipLost) as error:
+            self.lost(key, error)
+            raise
+        self.writer._wait(waiter)
+
+    def _end_of(self, key: Any, *, anew: bool = False) -> float | None:
+        """When *key* is over by the clock on the wall, in seconds since 1970."""
+        registry = self._registry()
+        if registry is None or registry._limits.ttl is None:
+            return None
+        return time.time() + registry._limits.ttl - (0.0 if anew else registry._written_ago(key))
+
+    # Leaving
+
+    def may_leave(self, key: Any, value: Any) -> bool | None:
+        """
+        Whether nothing of *key* is unsaved; no lock is held.
+
+        ``None``: not yet, but it is being saved, and the registry will be told.
+        """
+        writer = self.writer
+        try:
+            self.settle(key, value)
+        except HygieneError as error:
+            self._tell_blocked(key, error)
+            return False
+        if key not in writer:
+            return True
+        if writer._outage or key in writer._rejected:
+            return False
+        if self._may_wait():
+            try:
+                writer.flush()
+            except HygieneError as error:
+                if key in writer:  # if not, it is another entry that cannot be saved
+                    self._tell_blocked(key, error)
+            return key not in writer
+        writer._soon()
+        return None
+
+    def _tell_blocked(self, key: Any, error: HygieneError) -> None:
+        if not self._told_blocked:
+            self._told_blocked = True
+            logger.warning("%r cannot be saved, so it stays in memory: %s", key, error)
+
+    def _may_wait(self) -> bool:
+        thread = threading.current_thread()
+        return running_loop() is None and thread is not janitor._thread and thread is not self.writer._thread
+
+    def left(self, key: Any, value: Any, cause: Cause, *, adrift: bool) -> None:
+        """The entry is out of memory; *adrift*: it may come back as the same object. The registry's lock is held."""
+        if (loading := self._loading.get(key)) is not None:
+            loading.stale = True
+        if self._hints is not None and not adrift:
+            self._hints.discard(key)
+        if adrift:
+            reference = weakref.ref(self)
+            self._adrift[key] = weakref.ref(value, lambda gone: _sunk(reference, key, gone))
+            return
+        self._hashes.pop(key, None)
+        _silence(value)
+        if cause is Cause.EXPIRED:
+            with contextlib.suppress(StoreError):  # then it is over by the clock of the store
+                self._expiring.add(key)
+                self.writer.delete(key)
+            self._note_absent(key)
+        elif cause in _DROPPED:
+            self._note_absent(key)
+        elif cause is not Cause.REPLACED:
+            self.writer.untrack(key)
+
+    def delete(self, key: Any) -> None:
+        """Remove *key* from the store; the registry's lock is held, and the entry is still in memory, if it was."""
+        self._check_open()
+        self.writer._track_blindly(key)
+        self.writer.delete(key)
+        if (adrift := self._adrift.pop(key, None)) is not None:
+            _silence(adrift())
+        if (loading := self._loading.get(key)) is not None:
+            loading.stale = True
+
+    def take(self, key: Any) -> Any:
+        """Remove *key*, which is not in memory, from the store and return its value; `MISSING` if it is not there."""
+        registry = self._registry()
+        self._refuse_to_block(key)
+        while registry is not None:
+            loading, mine = self._board(registry, key)
+            try:
+                value = self._take(registry, key, loading) if mine else MISSING if loading.absent else _AGAIN
+            finally:
+                if mine:
+                    self._land(registry, key, loading)
+            if value is not _AGAIN:
+                return value
+            if dict.__contains__(registry, key):
+                return registry._remove(key)
+        return MISSING
+
+    def _take(self, registry: Registry[Any, Any], key: Any, loading: Loading) -> Any:
+        record = self._load(key)
+        with registry._lock:
+            # If it is stale, it may even have been put, appended to, saved and evicted since it was loaded.
+            if loading.stale or dict.__contains__(registry, key):
+                return _AGAIN
+            if record is None or self._age(record) is None:
+                self._note_absent(key)
+                loading.absent = True
+                return MISSING
+            self.delete(key)
+            self._note_absent(key)
+        return record.value if registry._limits.values is None else registry._converted(record.value)
+
+    # What the writer tells, in its own thread
+
+    def _saved(self) -> None:
+        registry = self._registry()
+        self._told_blocked = False
+        if self._expiring:
+            for key in [key for key in list(self._expiring) if key not in self.writer]:
+                self._expiring.discard(key)
+        if registry is None or not registry._waits_for_saves():
+            return
+        if getattr(registry._limits.timer, "manual", False):
+            registry._sweep_saved()
+        else:
+            janitor.watch(self, 0.0)  # hooks run there, and not where the others wait to be saved
+
+    def _visit(self) -> None:
+        """Evict what is saved by now. Called by the janitor."""
+        if (registry := self._registry()) is not None:
+            registry._sweep_saved()
+
+    def _refused(self, key: Any) -> None:
+        if key in self._expiring:
+            self._expiring.discard(key)  # somebody else has written it meanwhile: then it is not over
+            self.writer.discard(key)
+            return
+        found = self.writer._rejected.get(key)
+        registry = self._registry()
+        if found is not None and registry is not None and isinstance(found[0].error, (VersionConflict, OwnershipLost)):
+            registry._drop_stale(key, found[0].error)
+
+    # The end
+
+    def settle_all(self) -> HygieneError | None:
+        """Find what was changed in place, in all of the registry; the first error of one that cannot be saved."""
+        registry = self._registry()
+        first = None
+        for key, value in [] if registry is None else list(dict.items(registry)):
+            try:
+                self.settle(key, value)
+            except HygieneError as error:
+                first = first or error
+        return first
+
+    def clear(self, gone: list[Any]) -> None:
+        """
+        Empty the store and the registry; what has left goes to *gone*, as in `Registry._discard`.
+
+        If the store fails on the way, what it has deleted has left the registry, too, and the rest is as it was.
+        """
+        self._refuse_to_block("everything")
+        self._check_open()
+        registry, writer = self._registry(), self.writer
+        assert registry is not None
+        deleted: set[Any] = set()
+        with writer._drive, registry._lock:
+            try:
+                writer._clear_store(deleted.update)
+                with writer._lock:
+                    deleted.update(writer._heads, writer._saving, writer._pending, writer._rejected)
+                deleted.update(dict.keys(registry), self._adrift)
+            finally:
+                for key in deleted:
+                    if (loading := self._loading.get(key)) is not None:
+                        loading.stale = True
+                    if (adrift := self._adrift.pop(key, None)) is not None:
+                        _silence(adrift())
+                    if registry._tail is not None:
+                        registry._tail.pop(key, None)
+                    # Before what is pending is forgotten: who holds the list may be appending to it at this moment.
+                    _silence(dict.get(registry, key))
+                writer._void(deleted)
+                for key in [key for key in list(dict.keys(registry)) if key in deleted]:
+                    registry._discard(key, Cause.CLEARED, gone)
+                writer._answer({}, None)
+
+    def hand_over(self) -> None:
+        """Somebody else keeps the space from now on: save, and leave the registry what it has, as its own."""
+        self.settle_all()
+        self._let_go()
+        self._abandon.detach()
+        if (registry := self._registry()) is not None:
+            registry._keeper = None
+        self._give_back()
+
+    def _let_go(self) -> None:
+        registry = self._registry()
+        self.closed = True
+        if self._hints is not None:
+            self._hints.close()
+        if registry is None:
+            return
+        with registry._lock:
+            for key, value in list(dict.items(registry)):
+                _silence(value)
+                self.writer.untrack(key)
+            for reference in self._adrift.values():
+                _silence(reference())
+            self._adrift.clear()
+            for key in self._absent:
+                self.writer.untrack(key)
+
+    def close(self) -> None:
+        """Everything is saved, or pending; let go. The store is closed if it was opened here."""
+        if not self.closed:
+            self._let_go()
+            self._abandon.detach()
+        if self._mine:
+            self.writer.close(GRACE)
+            self._give_back()
+        else:
+            self.writer.flush(GRACE)
+
+    async def aclose(self) -> None:
+        """As `close`; for an event loop, which goes on meanwhile."""
+        if not self.closed:
+            self._let_go()
+            self._abandon.detach()
+        if self._mine:
+            await self.writer.aclose(GRACE)
+            self._give_back()
+        else:
+            await self.writer.aflush(GRACE)
+
+    def _give_back(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            _openings.give_back(opened)
+
+
+def _abandoned(writer: WriteBehind, opened: _Opened | None, *, mine: bool) -> None:
+    """A registry was collected without having been closed. Called by the collector, anywhere."""
+    if mine and not writer.closed:
+        aside(lambda: _wind_up(writer, opened), f"close-{writer.name}")
+
+
+def _wind_up(writer: WriteBehind, opened: _Opened | None) -> None:
+    with _adopting:
+        keeper: Any = writer._keeper()
+        adopted = keeper is not None and keeper._registry() is not None
+        if not adopted:
+            writer._closing = True
+    with contextlib.suppress(StoreError):
+        if not adopted:
+            writer.close(GRACE)
+        if opened is not None:
+            _openings.give_back(opened)
+
+
+def _hinted(reference: weakref.ref[Keeper], keys: Sequence[Any] | None) -> None:
+    """Other processes may have saved *keys*; ``None``: any. Called in the store's thread."""
+    if (keeper := reference()) is not None:
+        keeper.refresh(keys)
+
+
+def _sunk(reference: weakref.ref[Keeper], key: Any, gone: weakref.ref[Any]) -> None:
+    """Nobody holds the evicted value any more. Called by the collector, anywhere."""
+    keeper = reference()
+    if keeper is not None and keeper._adrift.get(key) is gone:
+        del keeper._adrift[key]
+        keeper._hashes.pop(key, None)
+        if keeper._hints is not None:
+            keeper._hints.discard(key)
+        keeper.writer.untrack(key)
+
+
+def _silence(value: Any) -> None:
+    """From now on the changes of *value* are nobody's business: it is the caller's, or gone."""
+    if isinstance(value, History):
+        journal = value._hygiene.journal
+        if isinstance(journal, Journal):
+            journal.close()
+            detach(value)
+
+
+def _tells(value: Any) -> bool:
+    """Whether *value* is a history that tells its changes."""
+    if not isinstance(value, History):
+        return False
+    journal = value._hygiene.journal
+    return isinstance(journal, Journal) and not journal.closed
+
+
+class _Outdated:
+    """In the place of the journal of a history that somebody else's save has overtaken: refuses every change."""
+
+    def __init__(self, key: Any, error: StoreError) -> None:
+        self._message = f"this copy of {key!r} is out of date, and cannot be changed: {error}. Look it up again"
+
+    def _refuse(self, *_: Any) -> Any:
+        raise VersionConflict(self._message)
+
+    encode = prepare = grown = spliced = becomes = trimmed = settle = _refuse
+
+
+def outdate(key: Any, value: Any, error: StoreError) -> None:
+    """Refuse each further change of *value*, which whoever holds it would make in vain."""
+    _silence(value)
+    if isinstance(value, History):
+        attach(value, cast("Any", _Outdated(key, error)))
+
+
+def _as_history(value: list[Any]) -> History[Any]:
+    if isinstance(value, History):
+        return value
+    return History(value) if type(value) is list else history_type(type(value))(value)
