@@ -27,12 +27,28 @@ from hygiene.errors import (
     VersionConflict,
 )
 from hygiene.events import Cause, Entry, PoolStats, RegistryStats, Removal
+from hygiene.exposing import Exposure, expose
 from hygiene.guards import guard, load_guards
 from hygiene.history import History
 from hygiene.listeners import weak_listeners
+from hygiene.memory import (
+    Grower,
+    GrowthWatch,
+    LineGrowth,
+    MemoryBudget,
+    MemoryHealth,
+    MemoryLevel,
+    MemoryMonitor,
+    MemoryProfile,
+    MemoryReading,
+    MemoryShare,
+    profile_memory,
+    watch_growth,
+)
 from hygiene.owning import owns
 from hygiene.pool import AsyncPool, AsyncPoolLease, Holder, Pool, PoolLease, managed_pool
 from hygiene.registry import Lease, Registry, referenced
+from hygiene.reporting import Report, report
 from hygiene.session import AsyncSession, Session, current_session, managed_session
 from hygiene.shared import ManagedLocal, SharedResource, managed_local, shared_resource
 from hygiene.stores import SQLiteStore, Store, open_store
@@ -45,11 +61,22 @@ __all__ = [
     "Cause",
     "Cleanup",
     "Entry",
+    "Exposure",
+    "Grower",
+    "GrowthWatch",
     "History",
     "Holder",
     "HygieneError",
     "Lease",
+    "LineGrowth",
     "ManagedLocal",
+    "MemoryBudget",
+    "MemoryHealth",
+    "MemoryLevel",
+    "MemoryMonitor",
+    "MemoryProfile",
+    "MemoryReading",
+    "MemoryShare",
     "NotStorable",
     "OwnershipLost",
     "Pool",
@@ -62,6 +89,7 @@ __all__ = [
     "RegistryFull",
     "RegistryStats",
     "Removal",
+    "Report",
     "SQLiteStore",
     "Session",
     "SharedResource",
@@ -76,6 +104,7 @@ __all__ = [
     "bounded_history",
     "bounded_registry",
     "current_session",
+    "expose",
     "guard",
     "install_signal_handlers",
     "load_guards",
@@ -84,10 +113,13 @@ __all__ = [
     "managed_session",
     "open_store",
     "owns",
+    "profile_memory",
     "referenced",
     "register_cleanup",
+    "report",
     "shared_resource",
     "shutdown",
     "ttl_registry",
+    "watch_growth",
     "weak_listeners",
 ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextvars
 import heapq
 import itertools
-import logging
 import os
 import queue
 import threading
@@ -18,12 +17,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-__all__ = ["Charge", "Janitor", "aside", "janitor", "leave_alone", "survive_fork"]
+from hygiene.logs import logger
 
-logger = logging.getLogger("hygiene")
-
+__all__ = ["Charge", "Janitor", "alive", "aside", "janitor", "leave_alone", "survive_fork"]
 
 class Charge(Protocol):
     """What the janitor looks after."""
@@ -138,7 +136,11 @@ class Janitor:
             try:
                 delay = charge._visit()
             except BaseException:  # nobody interrupts this thread: whatever it is, a hook has raised it
-                logger.exception("the visit of %r failed; it is tried again in a minute", type(charge).__name__)
+                logger.exception(
+                    "the visit of %r failed; it is tried again in a minute",
+                    type(charge).__name__,
+                    extra={"event_name": "janitor.visit_failed"},
+                )
                 delay = 60.0
             del charge  # or this frame would keep it alive until the next visit
             if delay is not None:
@@ -171,7 +173,7 @@ def aside(function: Callable[[], object], name: str) -> None:
         try:
             context.run(function)
         except BaseException:
-            logger.exception("%s failed", name)
+            logger.exception("%s failed", name, extra={"event_name": "janitor.call_failed"})
 
     try:
         threading.Thread(target=call, name=f"hygiene-{name}", daemon=True).start()
@@ -185,6 +187,16 @@ _survivors: weakref.WeakValueDictionary[int, Survivor] = weakref.WeakValueDictio
 def survive_fork(survivor: Survivor) -> None:
     """Give *survivor*, held weakly, new locks in every forked child."""
     _survivors[id(survivor)] = survivor
+
+
+T = TypeVar("T")
+
+
+def alive(kind: type[T]) -> list[T]:
+    """Everything of this *kind* that was given to `survive_fork` and has not been collected, oldest first."""
+    # The references are copied in one step: other threads make and drop survivors meanwhile.
+    found = (reference() for reference in _survivors.valuerefs())
+    return [survivor for survivor in found if isinstance(survivor, kind)]
 
 
 def leave_alone(thing: object) -> None:
@@ -205,7 +217,11 @@ def _after_fork_in_child() -> None:
         try:
             survivor._after_fork()
         except Exception:
-            logger.exception("%r could not be made ready in a forked process", type(survivor).__name__)
+            logger.exception(
+                "%r could not be made ready in a forked process",
+                type(survivor).__name__,
+                extra={"event_name": "fork.not_ready"},
+            )
 
 
 if hasattr(os, "register_at_fork"):
