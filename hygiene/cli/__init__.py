@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hygiene.cli.run import main as run
 
         return run(arguments[1:])
+    if arguments[:1] == ["watch"]:
+        from hygiene.cli.watch import main as watch
+
+        return watch(arguments[1:])
     try:
         from hygiene.cli.app import app
     except ModuleNotFoundError as missing:

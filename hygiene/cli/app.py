@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,14 +17,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hygiene.cli import sizes
+from hygiene.cli.kill import Demonstration, kill
+from hygiene.cli.ledger import Kept, opened
 from hygiene.cli.logs import InputError, Log
 from hygiene.cli.replay import Comparison, Job, compare
 from hygiene.cli.run import USAGE
 from hygiene.cli.run import main as run_script
+from hygiene.cli.watch import USAGE as WATCH_USAGE
+from hygiene.cli.watch import main as watch_program
 from hygiene.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from hygiene.cli.contents import Contents
 
 __all__ = ["DEMO", "app"]
 
@@ -52,6 +59,9 @@ def replay(
         str | None, typer.Option(help="Drop a conversation unused for so long in the log's own time: 90s, 30m, 2h, 1d.")
     ] = None,
     history: Annotated[int | None, typer.Option(min=1, help="Messages held of each conversation at most.")] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Keep what leaves in a store, such as sqlite:chats.db.")
+    ] = None,
     as_json: AsJson = False,
     html: HtmlFile = None,
 ) -> None:
@@ -61,7 +71,10 @@ def replay(
         # Both are looked at now: nobody wants to hear about a typing error after a minute of work.
         Log(file, key=key)
         _check_writable(html)
-        job = Job(path=str(Path(file).absolute()), key=key, maxsize=maxsize, idle=limit, history=history)
+        if store is not None:
+            with opened(store):
+                pass
+        job = Job(path=str(Path(file).absolute()), key=key, maxsize=maxsize, idle=limit, history=history, store=store)
         comparison = _compare(job)
         _show(comparison, as_json=as_json, html=html, source=Path(file).name)
 
@@ -89,11 +102,54 @@ def size(
 
 @app.command()
 def demo(as_json: AsJson = False, html: HtmlFile = None) -> None:
-    """Replay a week of made-up traffic, no log needed: more and more users, most of whom never come back."""
+    """Replay a week of made-up traffic, then kill a bot in the middle of its work and look what its store has."""
     with _told():
         _check_writable(html)
         comparison = _compare(DEMO)
-        _show(comparison, as_json=as_json, html=html, source="a week of made-up traffic")
+        with _progress() as progress:
+            task = progress.add_task("killed  ", total=1.0)
+            killed = kill(lambda done: progress.update(task, completed=done))
+        shown = Demonstration(**msgspec.structs.asdict(comparison), killed=killed)
+        _show(shown, as_json=as_json, html=html, source="a week of made-up traffic")
+        if not killed.whole:
+            raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="A file, or sqlite:FILE, redis://HOST, postgresql://HOST/DATABASE.")
+    ],
+    space: Annotated[str | None, typer.Option(help="Only this space.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Entries shown, the largest first.")] = 20,
+    export: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write all entries to a new file, a line of JSON each.")
+    ] = None,
+    codec: Annotated[
+        str, typer.Option(help="msgpack; or pickle, if you trust whoever can write to the store.")
+    ] = "msgpack",
+    as_json: AsJson = False,
+) -> None:
+    """Look into a store: conversations, sizes, ages, quarantine. A file is left as it is, whoever writes to it."""
+    from hygiene.cli import contents
+
+    with _told(), contents.opened(address, codec) as store:
+        found = contents.look(store, space, limit)
+        exported = None if export is None else contents.export(store, export, space)
+        if as_json:
+            print(msgspec.json.encode(found).decode())
+        else:
+            _print_contents(found)
+        if exported is None:
+            return
+        print(f"{exported.entries:,} entries: {export}", file=sys.stderr)
+        for why in exported.left_out:
+            print(f"  {why}", file=sys.stderr)
+        if exported.left_out:
+            raise InputError(
+                f"wanted every entry in '{export}', found {len(exported.left_out):,} that could not be written. "
+                f"They are named above, and all others are in it"
+            )
 
 
 @app.command(
@@ -106,6 +162,37 @@ def run(
 ) -> None:
     """Run a script with the guards of a TOML file, without changing it."""
     raise typer.Exit(run_script(arguments or []))
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    options_metavar="[--interval TIME] [--every TIME]",
+    epilog=WATCH_USAGE,
+)
+def watch(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[SCRIPT | [-m] MODULE] [ARGS]...")] = None,
+) -> None:
+    """Run a program and name the containers in it that grow, with the line that would bound each."""
+    raise typer.Exit(watch_program(arguments or []))
+
+
+@app.command()
+def top(
+    process: Annotated[
+        str | None, typer.Argument(metavar="[PID|PATH]", help="Its number, or its socket; nothing: list them.")
+    ] = None,
+    every: Annotated[str, typer.Option(help="Time between two looks: 500ms, 2s.")] = "1s",
+    once: Annotated[bool, typer.Option("--once", help="Print one picture, and end.")] = False,
+) -> None:
+    """Watch what a running process holds; it has to call hygiene.expose()."""
+    from hygiene.cli.top import main
+
+    with _told():
+        try:
+            span = seconds(every, "--every")
+        except ValueError as problem:
+            raise InputError(str(problem)) from problem
+        main(process, every=span, once=once)
 
 
 @contextmanager
@@ -153,11 +240,15 @@ def _progress() -> Progress:
 
 def _compare(job: Job) -> Comparison:
     with _progress() as progress:
-        tasks = {"plain": progress.add_task("as it is", total=1.0), "bounded": progress.add_task("bounded ", total=1.0)}
+        names = {"plain": "as it is", "bounded": "bounded "}
+        if job.store is not None:
+            names["kept"] = "reading the store back"
+        tasks = {which: progress.add_task(name, total=1.0) for which, name in names.items()}
 
         def update(which: str, done: float) -> None:
-            if which == "bounded":
-                progress.update(tasks["plain"], completed=1.0)
+            order = list(tasks)
+            for before in order[: order.index(which)]:
+                progress.update(tasks[before], completed=1.0)
             progress.update(tasks[which], completed=done)
 
         return compare(job, update)
@@ -169,7 +260,7 @@ def _show(comparison: Comparison, *, as_json: bool, html: str | None, source: st
         # Loaded only when asked for: drawing takes longer to import than everything else here together.
         from hygiene.cli.html import page
 
-        Path(html).write_text(page(comparison, rows, source), encoding="utf-8")
+        Path(html).write_text(page(comparison, rows, source, _said(comparison)[1:]), encoding="utf-8")
     if as_json:
         print(msgspec.json.encode(comparison).decode())
     else:
@@ -197,14 +288,24 @@ def _rows(comparison: Comparison) -> list[tuple[str, str, str]]:
         count("hits", "hits"),
         count("misses", "misses"),
         *((f"left: {_CAUSES.get(cause, cause)}", "-", f"{left:,}") for cause, left in bounded.evictions.items()),
+        *(_stored(comparison.kept) if comparison.kept is not None else ()),
         count("messages a second", "rate"),
+    ]
+
+
+def _stored(kept: Kept) -> list[tuple[str, str, str]]:
+    return [
+        ("came back from the store", "-", f"{kept.rehydrated:,}"),
+        ("saved to the store", "-", f"{kept.saved:,}"),
+        ("in transactions", "-", f"{kept.saves:,}"),
+        ("size of the store", "-", f"{kept.size / 2**20:,.1f} MiB"),
     ]
 
 
 _CAUSES = {"size": "beyond maxsize", "idle": "idle too long"}
 
 
-def _print_decorator(maxsize: int, idle: float | None, history: int | None = None) -> None:
+def _print_decorator(maxsize: int, idle: float | None, history: int | None = None, store: str | None = None) -> None:
     """The lines to copy; not through rich, which would break them."""
     limits = [f"maxsize={maxsize}"]
     if idle is not None:
@@ -212,6 +313,8 @@ def _print_decorator(maxsize: int, idle: float | None, history: int | None = Non
     if history is not None:
         limits.append(f"values=partial(History, maxlen={history})")
         print("  from functools import partial")
+    if store is not None:
+        limits.append(f'store="{store}"')
     print(f"  from hygiene import {'History, ' if history is not None else ''}bounded_registry\n")
     print(f'  @bounded_registry("conversations", {", ".join(limits)})')
 
@@ -225,18 +328,40 @@ def _print_comparison(comparison: Comparison, rows: list[tuple[str, str, str]], 
         table.add_row(*row)
     console = Console()
     console.print(table)
-    plain, bounded = comparison.plain, comparison.bounded
-    lost = plain.hits - bounded.hits
-    for line in (
+    for line in (*_said(comparison), "To copy, above the class:"):
+        console.print(line, highlight=False, markup=False)
+    kept = comparison.kept
+    _print_decorator(
+        comparison.maxsize, comparison.idle, comparison.history, kept.address if kept is not None else None
+    )
+
+
+def _said(comparison: Comparison) -> list[str]:
+    """What the numbers mean, a sentence each."""
+    plain, bounded, kept = comparison.plain, comparison.bounded, comparison.kept
+    said = [
         (
             f"What to read in it: as it is, the bot grew from {_mib(plain.start_rss)} to {_mib(plain.peak_rss)}; "
             f"bounded, from {_mib(bounded.start_rss)} to {_mib(bounded.peak_rss)}."
-        ),
-        f"The price: {lost:,} of {comparison.messages:,} messages found their conversation gone and started a new one.",
-        "To copy, above the class:",
-    ):
-        console.print(line, highlight=False)
-    _print_decorator(comparison.maxsize, comparison.idle, comparison.history)
+        )
+    ]
+    if kept is None:
+        lost = plain.hits - bounded.hits
+        said.append(
+            f"The price: {lost:,} of {comparison.messages:,} messages found their conversation gone and started a new "
+            "one."
+        )
+    else:
+        said += [
+            (
+                f"The price: {kept.rehydrated:,} of {comparison.messages:,} messages waited until their conversation "
+                "was loaded from the store."
+            ),
+            f"Nothing is lost: {kept.sentence}",
+        ]
+    if isinstance(comparison, Demonstration):
+        said.append(f"With a store, kill -9 in the middle: a bot was {comparison.killed.sentence}")
+    return said
 
 
 def _mib(size: int) -> str:
@@ -293,6 +418,62 @@ def _print_sizing(sizing: sizes.Sizing) -> None:
     )
     console.print(f"The rule: {sizing.rule}.", highlight=False)
     _print_decorator(best.maxsize, best.idle)
+
+
+_UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"), (0.0, "s"))
+
+
+def _about(span: float) -> str:
+    """Seconds, roughly, in the unit that people would use."""
+    size, unit = next((size, unit) for size, unit in _UNITS if span >= size)
+    return f"{span / (size or 1.0):,.0f} {unit}"
+
+
+def _size(size: int) -> str:
+    return _amount(size) if size >= 2**10 else f"{size} bytes"
+
+
+def _print_contents(found: Contents) -> None:
+    from hygiene.cli.contents import restored, shown
+
+    console = Console()
+    now = time.time()
+    sums = Table(title=escape(found.store), title_justify="left")
+    for name in ("space", "entries", "items", "size"):
+        sums.add_column(name, justify="left" if name == "space" else "right")
+    for space in found.spaces:
+        sums.add_row(escape(space.name), f"{space.entries:,}", f"{space.items:,}", _size(space.bytes))
+    console.print(sums)
+    if found.entries:
+        table = Table(title="The largest", title_justify="left")
+        for name in ("space", "key", "kind", "items", "size", "saved", "expires"):
+            table.add_column(name, justify="left" if name in {"space", "key", "kind"} else "right")
+        for entry in found.entries:
+            table.add_row(
+                escape(entry.space),
+                escape(shown(restored(entry.key))),
+                entry.kind,
+                f"{entry.items:,}",
+                _size(entry.bytes),
+                f"{_about(entry.age)} ago",
+                "never" if entry.expire_at is None else f"in {_about(max(0.0, entry.expire_at - now))}",
+            )
+        console.print(table)
+    rows = "1 row" if found.quarantined == 1 else f"{found.quarantined:,} rows"
+    console.print(f"In quarantine: {rows if found.quarantined else 'nothing'}.", highlight=False)
+    for row in found.quarantine[:_SHOWN_ROWS]:
+        whose = "of nobody known" if row.space is None else f"of {shown(restored(row.key))} in {row.space!r}"
+        item = "" if row.sequence is None else f", item {row.sequence}"
+        when = _about(max(0.0, now - row.found_at))
+        console.print(f"  {row.problem}: {row.bytes:,} bytes {escape(whose)}{item}, {when} ago", highlight=False)
+    if found.damaged:
+        told = f"Damaged, and not in quarantine yet: {len(found.damaged):,}. A program that opens the store sees to it."
+        console.print(told, style="red", highlight=False)
+        for line in found.damaged[:_SHOWN_ROWS]:
+            console.print(f"  {escape(line)}", highlight=False)
+
+
+_SHOWN_ROWS = 5
 
 
 def _shown(idles: set[float], recommended: float | None) -> list[float]:

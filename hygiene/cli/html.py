@@ -31,7 +31,7 @@ _LABELS = 4
 _DAY = 86_400.0
 
 
-def page(comparison: Comparison, rows: list[tuple[str, str, str]], source: str) -> str:
+def page(comparison: Comparison, rows: list[tuple[str, str, str]], source: str, said: list[str]) -> str:
     """
     A whole HTML document: it loads nothing from elsewhere, runs no script, follows the reader's light or dark theme.
 
@@ -39,6 +39,7 @@ def page(comparison: Comparison, rows: list[tuple[str, str, str]], source: str) 
         comparison: What to show.
         rows: The table: a name, the bot as it is, the bounded bot.
         source: What was replayed, for the reader.
+        said: What the numbers mean, a sentence each.
     """
     plain, bounded = comparison.plain, comparison.bounded
     limits = [f"at most {comparison.maxsize:,} conversations"]
@@ -46,6 +47,8 @@ def page(comparison: Comparison, rows: list[tuple[str, str, str]], source: str) 
         limits.append(f"at most {comparison.history:,} messages in each")
     if comparison.idle is not None:
         limits.append(f"none unused for {duration(comparison.idle)}")
+    if comparison.kept is not None:
+        limits.append(f"and everything in {comparison.kept.address}")
     body = "\n".join(
         f"<tr><th scope=row>{escape(name)}</th><td>{escape(left)}</td><td>{escape(right)}</td></tr>"
         for name, left, right in rows
@@ -53,6 +56,7 @@ def page(comparison: Comparison, rows: list[tuple[str, str, str]], source: str) 
     return _PAGE.format(
         messages=f"{comparison.messages:,}",
         source=escape(source),
+        missed="any other starts a new one" if comparison.kept is None else "any other starts or loads one",
         limits=escape(", ".join(limits)),
         peak_plain=_mib(plain.peak_rss),
         peak_bounded=_mib(bounded.peak_rss),
@@ -60,6 +64,7 @@ def page(comparison: Comparison, rows: list[tuple[str, str, str]], source: str) 
         held=_chart(comparison, lambda sample: float(sample.held), "conversations held"),
         axis="the log's own dates" if comparison.has_time else "the number of messages so far",
         rows=body,
+        said="\n".join(f"<p>{escape(sentence)}</p>" for sentence in said),
     )
 
 
@@ -188,7 +193,8 @@ Both were given the same messages, each in a process of its own.</p>
 {rows}
 </tbody>
 </table>
-<p><small>A hit is a message whose conversation was still held; any other message starts a new one.
+{said}
+<p><small>A hit is a message whose conversation was still held in memory; {missed}.
 Memory is what the system counts for the whole process (resident memory); Python itself takes some of it from the start.
 Replayed: {source}.</small></p>
 </body>

@@ -9,12 +9,16 @@
 # Protocol. A worker is told what to do by one JSON argument and answers on its standard output with JSON lines:
 # {"progress": 0.25} now and then, at the end {"outcome": {...}}, or {"error": "..."} for what the user can mend.
 #
+# Store. The bounded bot may keep its conversations in a store. What must be in it afterwards is counted from the log by
+# the process that asked, which then reads the store back: not by the bot, which could believe what it has in memory.
+#
 # Time. The registry's timer is the log's own clock, so an idle limit of two hours means two hours in the log.
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -25,15 +29,30 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import msgspec
 import psutil
 
+from hygiene.cli.ledger import SPACE, Kept, Ledger, opened, place, size
 from hygiene.cli.logs import InputError, Log, Message, Skipped
 from hygiene.cli.traffic import Traffic
 from hygiene.decorators import bounded_registry
 from hygiene.history import History
+from hygiene.writebehind import WriteBehind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ChatBot", "Comparison", "Job", "Outcome", "Reading", "Run", "Sample", "compare", "replay", "work"]
+__all__ = [
+    "ChatBot",
+    "Comparison",
+    "Job",
+    "Outcome",
+    "Reading",
+    "Run",
+    "Sample",
+    "boot",
+    "bounded_bot",
+    "compare",
+    "replay",
+    "work",
+]
 
 _BATCH = 256
 """Messages between two measurements: reading the memory takes about 10 us, so 256 of them keep it under 1 %."""
@@ -43,7 +62,10 @@ _PROGRESS_EVERY = 0.1
 """Seconds between two words about the progress: fluent to the eye, and nothing beside the work."""
 # A worker gets our module path word by word, as multiprocessing does it: it must import the same hygiene, and (with -P)
 # must not pick up a json.py that lies about in the current directory.
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]);from hygiene.cli.replay import main; main(sys.argv[2])"
+_BOOT = (
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "importlib.import_module(sys.argv[2]).main(sys.argv[3])"
+)
 
 
 class ChatBot:
@@ -68,6 +90,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         maxsize: Conversations held at most; ``None`` for the bot as it is.
         idle: Seconds of the log's clock after which an unused conversation leaves.
         history: Messages held of each conversation at most.
+        store: The address of a store to keep conversations in.
     """
 
     path: str | None
@@ -75,6 +98,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     maxsize: int | None = None
     idle: float | None = None
     history: int | None = None
+    store: str | None = None
     timed: bool = False
     """A line without a time cannot be used. Told to both bots, so that both are given the same messages."""
 
@@ -93,7 +117,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     What became of one bot. Memory is resident memory in bytes.
 
     A message whose conversation is held is a hit, any other a miss. *seconds* is the time the bot took, without reading
-    the log. *held* and *final_rss* are those at the end, after everything whose time was over has left.
+    the log. *held* and *final_rss* are those at the end, after everything whose time was over has left. Of the misses,
+    *rehydrated* were loaded from the store; *saved* changes have gone into it, in so many *saves*.
     """
 
     messages: int
@@ -108,6 +133,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     rate: float
     curve: list[Sample]
+    rehydrated: int = 0
+    saved: int = 0
+    saves: int = 0
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +165,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         idle: Seconds.
         first_skipped: The first of the *skipped* lines, with the reason.
         out_of_order: Messages with a time before that of an earlier one.
+        kept: What the store holds afterwards; ``None``: there was none.
     """
 
     log: str | None
@@ -152,6 +181,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     has_time: bool
     plain: Run
     bounded: Run
+    kept: Kept | None = None
 
 
 class _LogClock:
@@ -195,15 +225,23 @@ def work(job: Job, tell: Callable[[float], None] = lambda progress: None) -> Out
         tell: Called with the progress, from 0 to 1, about ten times a second.
 
     Raises:
-        InputError: The log cannot be used.
+        InputError: The log or the store cannot be used.
     """
-    log = Traffic() if job.path is None else Log(job.path, key=job.key, timed=job.timed)
+    if job.store is None:
+        return _work(job, None, tell)
+    with opened(job.store) as store:
+        writer = WriteBehind(store, space=SPACE)
+        outcome = _work(job, writer, tell)
+        # Not where it failed: closing goes on trying for a while, and whoever waits wants to know why.
+        writer.close()
+        return outcome
+
+
+def _work(job: Job, writer: WriteBehind | None, tell: Callable[[float], None]) -> Outcome:
+    log = _messages_of(job)
     clock = _LogClock()
     if job.maxsize is not None:
-        values = partial(History, maxlen=job.history) if job.history is not None else None
-        bound = bounded_registry("conversations", maxsize=job.maxsize, idle=job.idle, timer=clock, values=values)
-        # The decorator changes the class it is given, so it gets one of its own and ChatBot stays as it is.
-        bot: ChatBot = bound(type("BoundedChatBot", (ChatBot,), {}))()
+        bot = bounded_bot(job.maxsize, idle=job.idle, history=job.history, store=writer, timer=clock)
     else:
         bot = ChatBot()
     hits = max_held = 0
@@ -216,7 +254,7 @@ def work(job: Job, tell: Callable[[float], None] = lambda progress: None) -> Out
         began = time.perf_counter()
         for key, when, text in batch:
             clock.now = when
-            # `in` does not count as a use, so looking does not change what is held.
+            # `in` does not count as a use, so looking does not change what is held. It finds what is in a store, too.
             hits += key in bot.conversations
             bot.on_message(key, text)
             max_held = max(max_held, len(bot.conversations))
@@ -227,14 +265,24 @@ def work(job: Job, tell: Callable[[float], None] = lambda progress: None) -> Out
             tell(log.progress)
             told = now
     evictions: dict[str, int] = {}
+    rehydrated = 0
     if job.maxsize is not None:
-        evictions = _settle(bot.conversations)
-    final_rss = curve.measure(log.messages, clock.now, len(bot.conversations), keep=True)
+        evictions, rehydrated = _settle(bot.conversations)
+    held = len(bot.conversations)
+    final_rss = curve.measure(log.messages, clock.now, held, keep=True)
+    saved = saves = 0
+    if writer is not None:
+        # A bot that ends has saved everything: that is part of its work.
+        began = time.perf_counter()
+        cast("Any", bot.conversations).close()
+        seconds += time.perf_counter() - began
+        saved, saves = writer.stats().saved, writer.stats().saves
+    hits -= rehydrated
     run = Run(
         messages=log.messages,
         hits=hits,
         misses=log.messages - hits,
-        held=len(bot.conversations),
+        held=held,
         max_held=max_held,
         evictions=evictions,
         start_rss=start_rss,
@@ -243,6 +291,9 @@ def work(job: Job, tell: Callable[[float], None] = lambda progress: None) -> Out
         seconds=seconds,
         rate=log.messages / max(seconds, 1e-9),
         curve=curve.samples,
+        rehydrated=rehydrated,
+        saved=saved,
+        saves=saves,
     )
     reading = Reading(
         lines=log.lines,
@@ -255,10 +306,47 @@ def work(job: Job, tell: Callable[[float], None] = lambda progress: None) -> Out
     return Outcome(run, reading)
 
 
-def _settle(registry: Any) -> dict[str, int]:
-    """Let everything leave whose time is over, and say how many left of which cause."""
+def _messages_of(job: Job) -> Log | Traffic:
+    return Traffic() if job.path is None else Log(job.path, key=job.key, timed=job.timed)
+
+
+def bounded_bot(
+    maxsize: int,
+    *,
+    idle: float | None = None,
+    history: int | None = None,
+    store: str | WriteBehind | None = None,
+    timer: Callable[[], float] = time.monotonic,
+) -> ChatBot:
+    """
+    A `ChatBot` whose conversations are bounded, and kept in a store if there is one.
+
+    Args:
+        maxsize: Conversations held at most.
+        idle: Seconds after which an unused conversation leaves.
+        history: Messages held of each conversation at most.
+        store: An address, or what saves there.
+        timer: The clock for *idle*.
+    """
+    bound = bounded_registry(
+        "conversations",
+        maxsize=maxsize,
+        idle=idle,
+        values=partial(History, maxlen=history) if history is not None else None,
+        store=store,
+        name=SPACE if store is not None else None,
+        timer=timer,
+    )
+    # The decorator changes the class it is given, so it gets one of its own and ChatBot stays as it is.
+    bot: ChatBot = bound(type("BoundedChatBot", (ChatBot,), {}))()
+    return bot
+
+
+def _settle(registry: Any) -> tuple[dict[str, int], int]:
+    """Let everything leave whose time is over; how many left of which cause, and how many came back from a store."""
     registry.expire()
-    return {cause.value: count for cause, count in registry.stats().evictions.items() if count}
+    stats = registry.stats()
+    return {cause.value: count for cause, count in stats.evictions.items() if count}, stats.rehydrated
 
 
 def compare(job: Job, on_progress: Callable[[str, float], None] = lambda which, progress: None) -> Comparison:
@@ -267,10 +355,11 @@ def compare(job: Job, on_progress: Callable[[str, float], None] = lambda which, 
 
     Args:
         job: What the bounded bot does; the other one is the same without the limits.
-        on_progress: Called with the bot, ``"plain"`` or ``"bounded"``, and its progress from 0 to 1.
+        on_progress: Called with the bot, ``"plain"`` or ``"bounded"``, and its progress from 0 to 1; then, if there
+            is a store, with ``"kept"``, while it is read back.
 
     Raises:
-        InputError: The log cannot be used, or a process was killed.
+        InputError: The log or the store cannot be used, a process was killed, or the store does not hold every message.
         ValueError: *job* has no *maxsize*.
     """
     maxsize = job.maxsize
@@ -278,7 +367,8 @@ def compare(job: Job, on_progress: Callable[[str, float], None] = lambda which, 
         raise ValueError("a comparison needs a bounded bot; found a job without maxsize. Give it one")
     # With an idle limit, a line without a time is of no use to the bounded bot; the other one must not have it either.
     job = msgspec.structs.replace(job, timed=job.idle is not None)
-    unbounded = msgspec.structs.replace(job, maxsize=None, idle=None, history=None)
+    unbounded = msgspec.structs.replace(job, maxsize=None, idle=None, history=None, store=None)
+    ledger = _begin_ledger(job)
     plain = replay(unbounded, partial(on_progress, "plain"))
     bounded = replay(job, partial(on_progress, "bounded"))
     reading = plain.reading
@@ -295,8 +385,52 @@ def compare(job: Job, on_progress: Callable[[str, float], None] = lambda which, 
         history=job.history,
         plain=plain.run,
         bounded=bounded.run,
+        kept=_read_back(job, ledger, bounded.run, partial(on_progress, "kept")) if ledger is not None else None,
         **msgspec.structs.asdict(reading),
     )
+
+
+def _begin_ledger(job: Job) -> Ledger | None:
+    if job.store is None:
+        return None
+    with opened(job.store) as store:
+        return Ledger(store, job.history)
+
+
+def _read_back(job: Job, ledger: Ledger, run: Run, on_progress: Callable[[float], None]) -> Kept:
+    """Compare the store with the log."""
+    assert job.store is not None
+    log = _messages_of(job)
+    for key, _, text in log:
+        ledger.add(key, text)
+        if not log.messages % _BATCH:
+            on_progress(log.progress)
+    with opened(job.store) as store:
+        different = ledger.differences(store)
+        bytes_kept = size(store)
+    if different:
+        raise InputError(
+            f"wanted every message of the log in {place(job.store)}, in order, found {len(different):,} conversations "
+            f"that differ, the first of them {different[0]!r}. See that nobody else replays into it"
+        )
+    return Kept(
+        address=place(job.store),
+        space=SPACE,
+        messages=ledger.messages,
+        users=ledger.users,
+        history=job.history,
+        messages_before=ledger.messages_before,
+        returned=ledger.returned,
+        rehydrated=run.rehydrated,
+        saved=run.saved,
+        saves=run.saves,
+        size=bytes_kept,
+    )
+
+
+def boot(module: str, argument: str) -> list[str]:
+    """The command that runs ``main(argument)`` of the *module* of this package in a fresh process."""
+    return [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), f"hygiene.cli.{module}", argument]
 
 
 def replay(job: Job, on_progress: Callable[[float], None] = lambda progress: None) -> Outcome:
@@ -312,7 +446,7 @@ def replay(job: Job, on_progress: Callable[[float], None] = lambda progress: Non
     Raises:
         InputError: The log cannot be used, or the process was killed.
     """
-    command = [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), msgspec.json.encode(job).decode()]
+    command = boot("replay", msgspec.json.encode(job).decode())
     answer = _Answer()
     # A group of its own: an interrupt from the keyboard is for us, who then end the worker.
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0) as process:
@@ -358,3 +492,5 @@ def main(argument: str) -> None:
             say(_Answer(progress=1.0, outcome=work(job, lambda progress: say(_Answer(progress=progress)))))
         except InputError as problem:
             say(_Answer(error=str(problem)))
+            # What the store did not take, the exit tries to save once more; that it fails again has been said.
+            logging.disable()

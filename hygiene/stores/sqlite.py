@@ -29,6 +29,11 @@ opened anew afterwards, on either side, when they are needed.
 **Whose file it is** is looked up with ``immutable=1``, which reads the file through SQLite (so that its table of locks
 stays right) but writes nothing, not even a lock. A new store is made under another name and then linked to its own:
 nobody ever sees half of one, and a file of length zero is not a store that was about to be made.
+
+**Only looking** (``read_only=True``) must change nothing, and a reader of SQLite's does: it makes a log and an index of
+it where there are none, and leaves them behind. So a file without a log is read as one that does not change, and
+whether that was true is seen afterwards: a writer makes a log first, and what it leaves is a file with another time.
+Where there is a log, the connection may not write, and SQLite then neither moves the log into the file nor deletes it.
 """
 
 from __future__ import annotations
@@ -103,6 +108,7 @@ WHERE h.space = ? AND h.key = ?
 _FIRST: Final = -(1 << 63)
 _SLICE: Final = 256
 _SHOWN: Final = 80  # characters of a key in a message
+_LOOKS: Final = 20  # at a file that nobody seemed to write to, and somebody did
 # What SQLite says when waiting or a hand's turn of the operator helps; everything else is damage or a mistake.
 _PASSING: Final = {
     sqlite3.SQLITE_BUSY: "another process holds it for long. Try again, or raise timeout=",
@@ -205,6 +211,9 @@ class SQLiteStore:
         timeout: Seconds (or ``"5s"``) to wait for another process that writes. The 5 s of the standard library.
         check: Whether to look at every row on opening, as `recover` does; it reads the whole file, about a second for
             each 200 MB. Without it damage is found when the entry is loaded.
+        read_only: Change nothing: neither the file nor its log, whoever else writes to them and however that ended. The
+            file must be there. Damage is reported in `report` and not put in quarantine; to load what is damaged, or to
+            save, is a `StoreError`.
         timer: Returns seconds since 1970.
 
     Raises:
@@ -220,6 +229,7 @@ class SQLiteStore:
         codec: str = "msgpack",
         timeout: Duration = 5.0,
         check: bool = True,
+        read_only: bool = False,
         timer: Callable[[], float] = time.time,
     ) -> None:
         self._closed = True  # so that a failed __init__ does not warn
@@ -229,6 +239,10 @@ class SQLiteStore:
         self._memory = os.fspath(path) == ":memory:"
         # Made absolute now: the current directory may be another one when a connection is opened.
         self.path = ":memory:" if self._memory else str(Path(path).expanduser().absolute())
+        if read_only and self._memory:
+            raise ValueError("a store in memory begins empty; found read_only=True. Give the path of a file")
+        self._read_only = read_only
+        self._at_rest: dict[sqlite3.Connection, tuple[int, ...]] = {}  # of a file without a log: how it was
         self._lock = threading.Lock()
         self._writer: sqlite3.Connection | None = None
         self._opening = threading.Lock()
@@ -241,14 +255,19 @@ class SQLiteStore:
         _stores.add(self)
         with self._lock, self._failing("open"):  # the lock keeps a fork out
             if not self._memory and not self._belongs_to_us():
+                if read_only:
+                    raise StoreError(f"a store was wanted in {self.path}; found no such file. Give the path of one")
                 self._create()
                 self._belongs_to_us()  # somebody else may have made something else of it meanwhile
-            self._writer = self._connect()
-            self._most_bytes = self._writer.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - 4096
+            if read_only:
+                self._most_bytes = 0
+            else:
+                self._writer = self._connect()
+                self._most_bytes = self._writer.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - 4096
             self._closed = False
         try:
             self._settle_codec()
-            lost = () if self._memory else self._look_at_log()
+            lost = () if self._memory or read_only else self._look_at_log()
             report = self.recover() if check else RecoveryReport(0, 0)
             self.report = dataclasses.replace(report, bad=(*lost, *report.bad))
             """What was found on opening."""
@@ -337,6 +356,8 @@ class SQLiteStore:
 
     def _connect(self) -> sqlite3.Connection:
         """A new connection with our settings; it may be used by any thread, one at a time."""
+        if self._read_only:
+            return self._connect_to_look()
         address = ":memory:" if self._memory else Path(self.path).as_uri() + "?mode=rw"
         connection = sqlite3.connect(
             address, uri=True, timeout=self._timeout, isolation_level=None, check_same_thread=False
@@ -358,6 +379,30 @@ class SQLiteStore:
             connection.close()
             raise
         return connection
+
+    def _connect_to_look(self) -> sqlite3.Connection:
+        """A new connection that cannot write."""
+        how = self._rest()
+        address = f"{Path(self.path).as_uri()}?mode=ro{'&immutable=1' if how else ''}"
+        connection = sqlite3.connect(
+            address, uri=True, timeout=self._timeout, isolation_level=None, check_same_thread=False
+        )
+        connection.executescript(
+            "PRAGMA query_only = ON; PRAGMA mmap_size = 0; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;"
+        )
+        if how:
+            self._at_rest[connection] = how
+        return connection
+
+    def _rest(self) -> tuple[int, ...]:
+        """How the file is, if nobody writes to it; empty if somebody may: there is a log."""
+        if Path(self.path + "-wal").exists():
+            return ()
+        try:
+            found = Path(self.path).stat()
+        except OSError:
+            return ()  # it is gone: whoever opens it is told
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def _look_at_log(self) -> tuple[BadRow, ...]:
         """
@@ -389,7 +434,9 @@ class SQLiteStore:
         with contextlib.suppress(OSError):
             shutil.copyfile(log, kept)
         problem = f"the log was damaged, and saves at its end are lost; it is kept in {kept}"
-        _log.warning("store %s: %s", self.path, problem)
+        _log.warning(
+            "store %s: %s", self.path, problem, extra={"event_name": "store.log_damaged", "store": str(self.path)}
+        )
         return (BadRow(None, None, None, problem, quarantined=True),)
 
     def _settle_codec(self) -> None:
@@ -428,6 +475,9 @@ class SQLiteStore:
         if self._forked:
             raise StoreError(self._forked)
 
+    def _only_looking(self, what: str) -> StoreError:
+        return StoreError(f"cannot {what} store {self.path}: it was opened to be read only. Open it without read_only=")
+
     # Connections
 
     def _read(self, function: Callable[[sqlite3.Connection], T], *, snapshot: bool = False) -> T:
@@ -437,7 +487,27 @@ class SQLiteStore:
                 self._check_open()
                 assert self._writer is not None
                 return function(self._writer)
-        connection = self._take()
+        for _ in range(_LOOKS):
+            connection = self._take()
+            how = self._at_rest.get(connection)
+            if how is None:
+                return self._read_with(connection, function, snapshot=snapshot)
+            if how != self._rest():
+                self._discard(connection)  # it has pages of a file that has changed since
+                continue
+            try:
+                result = self._read_with(connection, function, snapshot=snapshot)
+            except StoreError:
+                if how == self._rest():
+                    raise
+            else:
+                if how == self._rest():
+                    return result
+        raise StoreUnavailable(f"cannot read store {self.path}: it was changed {_LOOKS} times in a row. Try again")
+
+    def _read_with(
+        self, connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T], *, snapshot: bool
+    ) -> T:
         try:
             if snapshot:
                 connection.execute("BEGIN")
@@ -468,6 +538,7 @@ class SQLiteStore:
 
     def _discard(self, connection: sqlite3.Connection) -> None:
         connection.close()
+        self._at_rest.pop(connection, None)
         self._readers.discard(connection)  # afterwards: while it is there, a fork waits
 
     def _close_idle(self) -> None:
@@ -478,6 +549,8 @@ class SQLiteStore:
     @contextlib.contextmanager
     def _writing(self, what: str, *, sync: bool = False) -> Iterator[sqlite3.Connection]:
         """The connection that writes, in a transaction that is committed at the end or did not happen."""
+        if self._read_only:
+            raise self._only_looking(what)
         with self._opening:
             pass  # a turnstile: while a fork waits for its turn, nobody overtakes it
         with self._lock:
@@ -527,6 +600,11 @@ class SQLiteStore:
                 values = self._codec.decode_rows(rows)
                 if values is not None:
                     return Record(state.head(space, key), values if state.is_log else values[0])
+            if self._read_only:
+                raise StoreError(
+                    f"cannot load {_shown(key)} of {space!r} from store {self.path}: it is damaged, and was left as it "
+                    f"is. Open the store without read_only=, and what is left of it is served"
+                )
             self._repair(number, _Findings())
         raise StoreError(
             f"cannot load {_shown(key)} of {space!r} from store {self.path}: it is damaged again and again"
@@ -593,6 +671,8 @@ class SQLiteStore:
 
     def save(self, changes: Sequence[Change], *, sync: bool = False) -> list[Head | None]:
         """Save all *changes*, in their order, or none of them; see `Store.save`."""
+        if self._read_only:
+            raise self._only_looking("save to")
         prepared = [self._prepare(change) for change in changes]
         if not prepared and not sync:
             return []
@@ -750,6 +830,8 @@ class SQLiteStore:
 
     def expire(self, now: float | None = None) -> int:
         """Delete what is over, in slices, and return how many entries that were; see `Store.expire`."""
+        if self._read_only:
+            raise self._only_looking("expire in")
         now = self._timer() if now is None else now
         select = "SELECT id, space, key, state FROM heads WHERE expire_at <= ? LIMIT ?"
         total = 0
@@ -771,6 +853,8 @@ class SQLiteStore:
         """
         Look at every row, put what does not fit in quarantine, and report it; see `Store.recover`.
 
+        With ``read_only=True`` it is reported only, an entry a line.
+
         Raises:
             StoreError: the structure of the file is damaged. Nothing was changed.
         """
@@ -779,11 +863,24 @@ class SQLiteStore:
         self._check_indexes(findings)
         last, done = _FIRST, False
         while not done:
-            look = functools.partial(self._inspect, last=last, findings=findings)
-            last, done, suspects = self._read(look, snapshot=True)
+            look = functools.partial(self._inspect, last=last)
+            last, done, suspects, entries, items = self._read(look, snapshot=True)
+            findings.entries += entries
+            findings.items += items
             for number in suspects:
-                self._repair(number, findings)
+                if self._read_only:
+                    findings.bad.append(self._suspect(number))
+                else:
+                    self._repair(number, findings)
         return RecoveryReport(findings.entries, findings.items, tuple(findings.bad), tuple(findings.repaired))
+
+    def _suspect(self, number: int) -> BadRow:
+        select = "SELECT space, key FROM heads WHERE id = ?"
+        row = self._read(lambda c: c.execute(select, (number,)).fetchone())
+        if row is None:
+            return BadRow(None, None, None, "items without a head", quarantined=False)
+        problem = "the head or an item of the entry is damaged"
+        return BadRow(_as_text(row[0]), _as_key(row[1]), None, problem, quarantined=False)
 
     def _check_structure(self) -> None:
         problems = self._read(lambda c: [row[0] for row in c.execute("PRAGMA quick_check(5)")])
@@ -798,6 +895,9 @@ class SQLiteStore:
         look at that, and the full one of everything is slow; the heads are few.
         """
         if self._read(lambda c: [row[0] for row in c.execute("PRAGMA integrity_check('heads')")]) == ["ok"]:
+            return
+        if self._read_only:
+            findings.bad.append(BadRow(None, None, None, "the indexes of the heads are damaged", quarantined=False))
             return
         with self._writing("repair") as connection:
             # First: a row is not deleted if its index does not know of it.
@@ -819,10 +919,19 @@ class SQLiteStore:
             for statement in filter(str.strip, _INDEXES.split(";")):
                 connection.execute(statement)
         findings.repaired.append("the indexes of the heads were built anew")
-        _log.warning("store %s: the indexes of the heads were damaged and have been built anew", self.path)
+        _log.warning(
+            "store %s: the indexes of the heads were damaged and have been built anew",
+            self.path,
+            extra={"event_name": "store.repaired", "store": str(self.path)},
+        )
 
-    def _inspect(self, connection: sqlite3.Connection, last: int, findings: _Findings) -> tuple[int, bool, list[int]]:
-        """Look at the heads after *last* and at the items up to the next slice: where it ended, and what to repair."""
+    def _inspect(self, connection: sqlite3.Connection, last: int) -> tuple[int, bool, list[int], int, int]:
+        """
+        Look at the heads after *last* and at the items up to the next slice.
+
+        Returns:
+            Where it ended, whether that was the end, what to repair, and how many heads and items there were.
+        """
         heads = connection.execute(
             "SELECT id, space, key, state, expire_at, bytes FROM heads WHERE id > ? ORDER BY id LIMIT ?", (last, _SLICE)
         ).fetchall()
@@ -832,22 +941,22 @@ class SQLiteStore:
         rows = connection.execute("SELECT id, data FROM items WHERE id BETWEEN ? AND ? ORDER BY id", (low, high))
         suspects: dict[int, None] = {}
         present: dict[int, list[int]] = {}
+        items = 0
         for place, data in rows:
-            findings.items += 1
+            items += 1
             number = place >> _BITS
             present.setdefault(number, []).append(place)
             if not fits(data):
                 suspects[number] = None
         known = set()
         for number, space, key, sealed, expire_at, size in heads:
-            findings.entries += 1
             known.add(number)
             state = _State.unseal(number, space, key, sealed)
             places = [(place, b"") for place in present.get(number, [])]
             if state is None or (state.expire_at, state.size) != (expire_at, size) or not _complete(state, places):
                 suspects[number] = None
         suspects.update(dict.fromkeys(number for number in present if number not in known))
-        return heads[-1][0] if heads else last, done, list(suspects)
+        return heads[-1][0] if heads else last, done, list(suspects), len(heads), items
 
     def _repair(self, number: int, findings: _Findings) -> None:
         with self._writing("repair") as connection:
@@ -888,7 +997,12 @@ class SQLiteStore:
                 findings.repaired.append(
                     f"what the file says beside the head of {_shown(_as_key(key))} was written anew"
                 )
-                _log.warning("store %s: %s", self.path, findings.repaired[-1])
+                _log.warning(
+                    "store %s: %s",
+                    self.path,
+                    findings.repaired[-1],
+                    extra={"event_name": "store.repaired", "store": str(self.path), "of": self},
+                )
             return
         for sequence, problem, data in bad:
             self._quarantine(connection, space, key, sequence, problem, data, findings)
@@ -940,7 +1054,13 @@ class SQLiteStore:
         bad = BadRow(_as_text(space), _as_key(key), sequence, problem, data is not None)
         findings.bad.append(bad)
         _log.warning(
-            "store %s: %s: space %r, key %s, item %s", self.path, problem, bad.space, _shown(bad.key), sequence
+            "store %s: %s: space %r, key %s, item %s",
+            self.path,
+            problem,
+            bad.space,
+            _shown(bad.key),
+            sequence,
+            extra={"event_name": "store.quarantined", "store": str(self.path), "of": self},
         )
 
     def quarantine(self) -> Iterator[Quarantined]:
