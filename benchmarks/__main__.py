@@ -1,4 +1,4 @@
-"""``python -m benchmarks registries`` (or ``pools``, ``sessions``): measure, and say which promises hold."""
+"""``python -m benchmarks registries`` (or ``pools``, ``memory``, ...): measure, and say which promises hold."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ SUITES: dict[str, tuple[str, ...]] = {  # each a module here, and the packages w
     "registries": ("cachetools", "cachebox", "lru-dict", "expiringdict", "theine"),
     "pools": ("SQLAlchemy", "psycopg", "psycopg-pool", "DBUtils", "asyncpg", "anyio"),
     "sessions": (),
+    "stores": ("diskcache", "sqlitedict", "langgraph-checkpoint-sqlite", "redis", "msgspec"),
+    "memory": ("psutil", "Pympler", "objgraph"),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,7 +48,35 @@ PROMISES = {
         "managed_session(), opening a resource, against ExitStack with one callback",
         "managed_session(factory), against ExitStack with one callback",
     ],
+    "stores": [
+        "rehydrating it from the store, against a sqlite3 read of it",
+        "the same of one saved whole, against a sqlite3 read of it",
+        "WriteBehind: written for append, one at a time, to 20 messages of 205 bytes",
+        "Registry(store): written for append, one at a time, to 20 messages of 205 bytes",
+        "WriteBehind: written for append, one at a time, to 20 messages of 48 bytes",
+        "Registry(store): written for append, one at a time, to 20 messages of 48 bytes",
+        "100 messages in batches of 50, against sqlite3 with a commit a batch",
+        "- and a save for each batch",
+        "enqueue, beyond encoding: append to one conversation",
+        "enqueue, beyond encoding: append to 20 conversations",
+        "enqueue, beyond encoding: put of 20 values",
+    ],
+    "memory": [
+        "a reading of the resident memory",
+        "sizeof: largest error, 30 made-up conversations",
+        "sizeof: largest error, real conversations",
+        "sizeof of dicts, against pympler.asizeof",
+        "sizeof of dicts of very different lengths, against pympler.asizeof",
+        "sizeof of dicts after a long prompt, against pympler.asizeof",
+        "sizeof of objects with slots, against pympler.asizeof",
+        "sizeof of texts, against pympler.asizeof",
+        "sizeof of tool calls, against pympler.asizeof",
+        "sizeof of real messages, against pympler.asizeof",
+        "watch_growth, 900 objects: slowest slice",
+        "watch_growth, 900 objects: at the default interval, of one core",
+    ],
 }
+UNMEASURED = ("not all of it is installed", "only Linux counts them", "the real messages are not at hand")
 
 
 @pytest.fixture
@@ -54,9 +84,11 @@ def benchmarks(project_root: Path, monkeypatch: pytest.MonkeyPatch):
     """The package, which is beside the library and not installed with it."""
     monkeypatch.syspath_prepend(str(project_root))
     import benchmarks.__main__  # noqa: PLC0415 - not on the path before
+    import benchmarks.memory  # noqa: PLC0415
     import benchmarks.pools  # noqa: PLC0415
     import benchmarks.registries  # noqa: PLC0415
     import benchmarks.sessions  # noqa: PLC0415
+    import benchmarks.stores  # noqa: PLC0415
 
     return benchmarks
 
@@ -85,7 +117,26 @@ def tiny(benchmarks, monkeypatch: pytest.MonkeyPatch):
         rounds=2, operations=10, contended_rounds=1, contended=0.01, tasks=20, acquisitions=2, crowd_rounds=1
     )
     sessions = benchmarks.sessions.Sizes(rounds=2, operations=10, async_rounds=2)
-    return {"registries": registries, "pools": pools, "sessions": sessions}
+    # It takes seconds to import.
+    monkeypatch.delitem(benchmarks.stores.MAKERS, "langgraph SqliteSaver")
+    # Where nobody waits for a disk: a hundred stores are made.
+    if os.access("/dev/shm", os.W_OK):
+        monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    stores = benchmarks.stores.Sizes(
+        rounds=2,
+        calls=3,
+        growing=20,
+        growing_rounds=1,
+        batches=2,
+        batched_rounds=2,
+        many=20,
+        conversations=5,
+        many_rounds=1,
+        enqueued=20,
+        enqueue_rounds=2,
+    )
+    memory = benchmarks.memory.Sizes(rounds=2, readings=20, messages=60, conversations=5, lines=3_000, objects=900)
+    return {"registries": registries, "pools": pools, "sessions": sessions, "stores": stores, "memory": memory}
 
 
 @pytest.mark.parametrize("suite", PROMISES)
@@ -104,7 +155,7 @@ def test_every_promise_has_a_row(
     assert len(PROMISES[suite]) == len(promises)
     for start, row in zip(PROMISES[suite], promises, strict=True):
         assert row["what"].startswith(start)
-        assert ("not all of it is installed" in row["note"]) is (row["value"] is None)
+        assert row["note"].startswith(UNMEASURED) is (row["value"] is None)
         assert row["what"] in printed
 
 
@@ -230,3 +281,66 @@ def test_a_wait_by_hand_is_served_in_order(benchmarks) -> None:
         return served
 
     assert ["a", "b", "c", "the releaser"] == asyncio.run(main())
+
+
+@pytest.fixture
+def bench(benchmarks, monkeypatch: pytest.MonkeyPatch):
+    """Our store and the standard library's, and what can be added to them; and who is absent."""
+    stores = benchmarks.stores
+    monkeypatch.setattr(stores, "Server", _no_server)
+    monkeypatch.setattr(stores, "MAKERS", {name: stores.MAKERS[name] for name in (stores.RAW, stores.OURS)})
+    return stores
+
+
+def _no_server(folder):
+    raise FileNotFoundError("the program redis-server is not there")
+
+
+def test_a_program_that_is_not_there_is_named(bench) -> None:
+    """Without a Redis server both that need it are absent, and the others are measured."""
+    absent: dict[str, str] = {}
+
+    with contextlib.closing(bench.Bench(absent)) as made:
+        assert [bench.RAW, bench.OURS] == list(made.makers)
+
+    reason = "FileNotFoundError: the program redis-server is not there"
+    assert {"redis-py": reason, "WriteBehind on Redis": reason} == absent
+    assert not made.folder.exists()
+
+
+def test_a_store_that_gives_back_something_else_is_left_out(bench) -> None:
+    """Its time would not be worth comparing."""
+
+    class Forgetful(bench.Raw):
+        def get(self, key):
+            return super().get(key)[1:]
+
+    absent: dict[str, str] = {}
+    bench.MAKERS["forgetful"] = Forgetful
+
+    with contextlib.closing(bench.Bench(absent)) as made:
+        assert "forgetful" not in made.makers
+
+    assert "LookupError: it gives back something else than was put" == absent["forgetful"]
+
+
+def test_a_message_has_the_size_that_is_said(benchmarks) -> None:
+    """What is written is held against that."""
+    stores = benchmarks.stores
+
+    assert stores.ITEMS * stores.LONG == stores.payload(stores.conversation(stores.ITEMS, stores.LONG))
+    assert 7 * stores.SHORT == stores.payload(stores.conversation(7, stores.SHORT))
+
+
+def test_bytes_are_counted_as_often_as_they_are_written(benchmarks, tmp_path: Path) -> None:
+    """A page that is written twice counts twice, whether or not it has reached the disk in between."""
+    stores = benchmarks.stores
+    if not stores.COUNTED.exists():
+        pytest.skip("only Linux counts them")
+    page = b"x" * 100_000
+
+    before = stores.written()
+    for _ in range(2):
+        (tmp_path / "page").write_bytes(page)
+
+    assert 2 * len(page) <= stores.written() - before < 3 * len(page)
