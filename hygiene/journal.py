@@ -29,15 +29,20 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain, starmap
 from operator import is_
-from typing import Any
+from typing import Any, Final
 
 from hygiene.errors import StoreError
 from hygiene.writebehind import WriteBehind
 
 __all__ = ["Journal", "Prepared"]
 
-_at = list.__getitem__
 _Spans = list[tuple[int, int]]
+
+
+def _at(history: Any, where: slice) -> list[Any]:
+    # Not ``history[where]``, which a subclass may have changed; and in its storage a compact one has something else.
+    items: list[Any] = history._items(where)
+    return items
 
 
 class Prepared:
@@ -240,6 +245,13 @@ class Journal:
 
     # What a keeper asks for.
 
+    def begin_anew(self, history: Sequence[Any]) -> None:
+        """In a forked child: what the parent has not saved is not known here, so the next change tells the whole."""
+        if not self._closed:  # no lock: there is one thread, and whoever held it was left behind
+            self._count = len(history)
+            self._spans = [(0, self._count)] if self._count else []
+            self._next = _ELSEWHERE
+
     def check(self, history: Any) -> bool:
         """
         Whether log and list are equally long; if not, somebody wrote past the methods, and the whole is told anew.
@@ -247,6 +259,10 @@ class Journal:
         Raises:
             NotStorable, StoreUnavailable, VersionConflict, StoreError: it could not be told. Nothing was changed.
         """
+        # First without locks, as it is asked for each entry that comes or leaves: a change that is just under way is
+        # told by whoever makes it.
+        if len(history) == self._count and self._next is not None:
+            return True
         with history._whole():
             if not self._alive() or (len(history) == self._count and self._next is not None):
                 return True
@@ -432,6 +448,7 @@ class Journal:
 
 
 _MISFIT: Any = object()
+_ELSEWHERE: Final = -1  # a number that no writer gives: the first change finds that it does not fit
 
 
 def _common(old: Sequence[Any], new: Sequence[Any]) -> tuple[int, int]:

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import GRACE, running_loop
-from hygiene.errors import HygieneError, OwnershipLost, StoreError, VersionConflict
+from hygiene.errors import HygieneError, OwnershipLost, StoreError, StoreUnavailable, VersionConflict
 from hygiene.events import Cause
 from hygiene.history import History, attach, detach, history_type
 from hygiene.janitor import aside, janitor, survive_fork
@@ -47,7 +47,7 @@ from hygiene.journal import Journal
 from hygiene.pins import MISSING
 from hygiene.stores import open_store
 from hygiene.tenure import Tenures
-from hygiene.writebehind import WriteBehind, _Part
+from hygiene.writebehind import WriteBehind, _Part, _shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +129,7 @@ class Loading:
     __slots__ = ("absent", "digest", "done", "stale", "thread")
 
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self.done: threading.Event | None = None  # made by the first who waits: mostly there is none
         self.stale = False  # the key was written or removed meanwhile
         self.absent = False  # there is no such entry
         self.digest: int | None = None  # of what comes, if it can be changed in place
@@ -195,7 +195,8 @@ class Keeper:
         self._writes = 0  # counts them, for who looks whether there was one
         self._adrift: dict[Any, weakref.ref[Any]] = {}  # evicted, still held by somebody, and still told of
         self._expiring: set[Any] = set()  # deleted because their time was over
-        self._told_blocked = False
+        self._awaited = False  # somebody was to leave, and waits for a save
+        self._blocked: set[Any] = set()  # could not be saved when they were to leave, which has been said
         self.closed = False
         self.loads = 0
         """Entries that came back from the store."""
@@ -206,7 +207,7 @@ class Keeper:
         self._abandon = weakref.finalize(registry, _abandoned, self.writer, self._opened, mine=self._mine)
         self._abandon.atexit = False
         survive_fork(self)
-        reference = weakref.ref(self)
+        reference: weakref.ref[Keeper] = weakref.ref(self)
         watch: Callable[..., Any] | None = getattr(self.store, "watch", None)
         self._hints = None if watch is None else watch(space, lambda keys: _hinted(reference, keys))
 
@@ -238,7 +239,12 @@ class Keeper:
             if not writer._closing:
                 writer._keeper = weakref.ref(self)  # from now on it is ours, though its registry was collected
                 return writer
-        writer.close(GRACE)  # what it has would be missed here until it is saved
+        try:
+            writer.close(GRACE)  # what it has would be missed here until it is saved
+        except StoreUnavailable:
+            raise
+        except StoreError:  # an entry was rejected, which was logged, and is not ours
+            pass
         return None
 
     def _where(self) -> str:
@@ -246,6 +252,19 @@ class Keeper:
 
     def _after_fork(self) -> None:
         self._loading = {}
+        # What was changed before the fork is the parent's to save, told or not: a change in place must not be found
+        # here, too, nor the half of one that another thread was making. (The writer still knows what is unsaved: who
+        # was made last is asked first.)
+        registry = self._registry()
+        found = [] if registry is None else list(dict.items(registry))
+        for key, value in found + [(key, reference()) for key, reference in list(self._adrift.items())]:
+            if isinstance(value, History):
+                journal = value._hygiene.journal
+                if isinstance(journal, Journal) and (len(value) != journal._count or key in self.writer):
+                    journal.begin_anew(value)
+            elif key in self._hashes:
+                with contextlib.suppress(Exception):  # it cannot be saved, which will be said when it is to be
+                    self._hashes[key] = hash(self._encode(value, key))
 
     # Coming back
 
@@ -279,8 +298,10 @@ class Keeper:
             if loading is None:
                 loading = self._loading[key] = Loading()
                 return loading, True
-        if loading.thread == threading.get_ident():
-            raise RuntimeError(f"loading {key!r} asks for {key!r} itself; it would wait for ever")
+            if loading.thread == threading.get_ident():
+                raise RuntimeError(f"loading {key!r} asks for {key!r} itself; it would wait for ever")
+            if loading.done is None:
+                loading.done = threading.Event()
         loading.done.wait()
         return loading, False
 
@@ -288,7 +309,8 @@ class Keeper:
         with registry._lock:
             if self._loading.get(key) is loading:
                 del self._loading[key]
-        loading.done.set()
+        if loading.done is not None:  # nobody can come any more
+            loading.done.set()
 
     def _fetch(self, registry: Registry[Any, Any], key: Any, loading: Loading) -> Any:
         record = self._load(key)
@@ -502,6 +524,7 @@ class Keeper:
         else:
             part = _Part("log", items=list(prepared.items or ()), replace=True)
         with writer._lock:
+            self._give_up_unsavable(key)
             writer._track_blindly(key)
             waiter = writer._become(key, part, self._end_of(key, anew=anew), critical=prepared.critical)
         self._writes += 1
@@ -516,6 +539,17 @@ class Keeper:
         if (loading := self._loading.get(key)) is not None:
             loading.stale = True
         return waiter
+
+    def _give_up_unsavable(self, key: Any) -> None:
+        """Forget what the store will not take (too large, say): something else takes its place."""
+        writer = self.writer
+        found = writer._rejected.get(key)
+        if found is None or isinstance(found[0].error, (VersionConflict, OwnershipLost)):
+            return
+        head = writer._heads.get(key, _UNKNOWN)
+        writer.discard(key)
+        if head is not _UNKNOWN:
+            writer._heads[key] = head  # what is in the store is what it was
 
     def lost(self, key: Any, error: StoreError) -> None:
         """Somebody else's save was faster, and whoever wrote has been told: the next look-up gets what is stored."""
@@ -589,6 +623,8 @@ class Keeper:
         ``None``: not yet, but it is being saved, and the registry will be told.
         """
         writer = self.writer
+        if self.closed:
+            return False  # what is left is about to leave
         try:
             self.settle(key, value)
         except HygieneError as error:
@@ -596,22 +632,30 @@ class Keeper:
             return False
         if key not in writer:
             return True
-        if writer._outage or key in writer._rejected:
-            return False
-        if self._may_wait():
+        if self._may_wait() and not writer._outage and key not in writer._rejected:
             try:
                 writer.flush()
             except HygieneError as error:
                 if key in writer:  # if not, it is another entry that cannot be saved
                     self._tell_blocked(key, error)
             return key not in writer
+        # Whoever saves it has the registry look again. Said before it is asked for, and looked at afterwards, or the
+        # save might end in between.
+        self._awaited = True
+        if writer._outage or key in writer._rejected:
+            return False
         writer._soon()
-        return None
+        return True if key not in writer else None
 
     def _tell_blocked(self, key: Any, error: HygieneError) -> None:
-        if not self._told_blocked:
-            self._told_blocked = True
-            logger.warning("%r cannot be saved, so it stays in memory: %s", key, error)
+        if key not in self._blocked:
+            self._blocked.add(key)
+            logger.warning(
+                "%s cannot be saved, so it stays in memory: %s",
+                _shown(key),
+                error,
+                extra={"event_name": "registry.entry_not_saved", "of": self},
+            )
 
     def _may_wait(self) -> bool:
         thread = threading.current_thread()
@@ -621,10 +665,11 @@ class Keeper:
         """The entry is out of memory; *adrift*: it may come back as the same object. The registry's lock is held."""
         if (loading := self._loading.get(key)) is not None:
             loading.stale = True
+        self._blocked.discard(key)
         if self._hints is not None and not adrift:
             self._hints.discard(key)
         if adrift:
-            reference = weakref.ref(self)
+            reference: weakref.ref[Keeper] = weakref.ref(self)
             self._adrift[key] = weakref.ref(value, lambda gone: _sunk(reference, key, gone))
             return
         self._hashes.pop(key, None)
@@ -642,8 +687,10 @@ class Keeper:
     def delete(self, key: Any) -> None:
         """Remove *key* from the store; the registry's lock is held, and the entry is still in memory, if it was."""
         self._check_open()
-        self.writer._track_blindly(key)
-        self.writer.delete(key)
+        with self.writer._lock:
+            self._give_up_unsavable(key)
+            self.writer._track_blindly(key)
+            self.writer.delete(key)
         if (adrift := self._adrift.pop(key, None)) is not None:
             _silence(adrift())
         if (loading := self._loading.get(key)) is not None:
@@ -684,11 +731,11 @@ class Keeper:
 
     def _saved(self) -> None:
         registry = self._registry()
-        self._told_blocked = False
         if self._expiring:
             for key in [key for key in list(self._expiring) if key not in self.writer]:
                 self._expiring.discard(key)
-        if registry is None or not registry._waits_for_saves():
+        awaited, self._awaited = self._awaited, False
+        if not awaited or self.closed or registry is None or not registry._waits_for_saves():
             return
         if getattr(registry._limits.timer, "manual", False):
             registry._sweep_saved()

@@ -881,7 +881,11 @@ class Registry(OrderedDict[K, V]):
                 continue
 
     def clear(self) -> None:
-        """Remove everything, from the *store* too; the values are the caller's to release."""
+        """
+        Remove everything, from the *store* too; the values are the caller's to release.
+
+        With a *store* it waits for it, and for a save that is under way.
+        """
         if self._keeper is None:
             self._empty(Cause.CLEARED)
         else:
@@ -1002,7 +1006,7 @@ class Registry(OrderedDict[K, V]):
             self._label(),
             key,
             exc_info=error,
-            extra={"registry": self._label(), "hook": hook},
+            extra={"event_name": "registry.hook_failed", "registry": self._label(), "hook": hook, "of": (self, hook)},
         )
 
     def _release_failed_hook(self) -> Callable[[Any, BaseException], None]:
@@ -1010,10 +1014,16 @@ class Registry(OrderedDict[K, V]):
         reference = weakref.ref(self)
 
         def failed(value: Any, error: BaseException) -> None:
-            registry = reference()
+            registry, label = reference(), None
             if registry is not None:
                 registry._hook_errors += 1
-            logger.error("closing %r failed", type(value).__name__, exc_info=error)
+                label = registry._label()
+            logger.error(
+                "closing %r failed",
+                type(value).__name__,
+                exc_info=error,
+                extra={"event_name": "registry.close_failed", "registry": label, "of": registry},
+            )
 
         return failed
 
@@ -1276,7 +1286,7 @@ class Registry(OrderedDict[K, V]):
                 name,
                 self._label(),
                 type(value).__name__,
-                extra={"registry": self._label(), "hook": "busy"},
+                extra={"event_name": "registry.never_busy", "registry": self._label(), "hook": "busy"},
             )
         return False
 
@@ -1294,11 +1304,17 @@ class Registry(OrderedDict[K, V]):
         if not self._overflowed and self._over():
             self._overflowed = True  # said once, until the bound holds again
             logger.warning(
-                "registry %s exceeds its bound: %d entries, maxsize %s, and every one is busy or leased",
+                "registry %s exceeds its bound: %d entries, maxsize %s, and every one is busy or leased%s",
                 self._label(),
                 len(self),
                 self._limits.maxsize,
-                extra={"registry": self._label(), "entries": len(self), "leased": len(self._leases)},
+                ", or cannot be saved" if self._saves else "",
+                extra={
+                    "event_name": "registry.overflow",
+                    "registry": self._label(),
+                    "entries": len(self),
+                    "leased": len(self._leases),
+                },
             )
 
     # Evicted values that somebody still holds.
@@ -1639,6 +1655,7 @@ class Registry(OrderedDict[K, V]):
                 "await its aclose() or drain()",
                 self._label(),
                 waiting,
+                extra={"event_name": "registry.releases_waiting", "registry": self._label()},
             )
 
     async def aclose(self) -> None:

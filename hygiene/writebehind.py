@@ -65,6 +65,7 @@ _LAST_RETRY: Final = 60.0
 _SHOWN: Final = 80  # characters of a key in a message
 _ALL: Final = object()
 _ANY: Any = object()  # a head: whatever is there, until the first save tells
+_CLOCKS_DIFFER: Final = 1.0  # seconds between the clock of a store and ours
 _EXPIRE_EVERY: Final = 600.0  # seconds between two looks for what is over, if anything is ever over
 
 
@@ -387,13 +388,30 @@ class WriteBehind:
     def _put(self, key: Hashable, value: Any, expire_at: float | None) -> _Waiter | None:
         data = self._encode(value, key)
         critical = self._critical is not None and bool(self._critical(key, value))
-        with self._lock:
-            entry = self._pending.get(key)
-            if entry is None or entry.kind != "value" or critical or self._closing or self._rejected:
+        with self._lock:  # as in `_become`, at half its cost
+            pending = self._pending
+            entry = pending.get(key)
+            if (
+                critical
+                or self._closing
+                or self._rejected
+                or self._held >= self._max_pending
+                or (entry is not None and entry.kind != "value")
+            ):
                 return self._become(key, _Part("value", data), expire_at, critical=critical)
-            entry.parts[0].data = data  # it was not saved yet, and will not be
+            if entry is None:
+                encode_key(key)  # refused here, and not when it is saved
+                entry = _Entry(self._serial + 1, self._timer(), "value", 0)
+                entry.parts.append(_Part("value", data))
+                entry.count = 1
+                if not pending:
+                    self._rouse(timed=True)
+                pending[key] = entry
+                self._held += 1
+            else:
+                entry.parts[0].data = data  # it was not saved yet, and will not be
+                self._superseded += entry.changes
             entry.expire_at = expire_at
-            self._superseded += entry.changes
             entry.changes = 1
             self._serial += 1
             self._since += 1
@@ -911,8 +929,13 @@ class WriteBehind:
             try:
                 heads = self._write(keys, changes, sync=sync)
             except VersionConflict as error:
-                wrong = {key for space, key, *_ in error.conflicts if space == self._space}
-                guilty, refusal = [key for key in keys if key in wrong], error
+                wrong = {key: found for space, key, _, found in error.conflicts if space == self._space}
+                over = [key for key in keys if wrong.get(key) == 0 and self._is_over(key, batch[key], saved)]
+                guilty, refusal = [key for key in keys if key in wrong and key not in over], error
+                if over and not guilty:
+                    if left := [key for key in keys if key not in saved]:
+                        groups.append(left)
+                    continue
             except (ValueError, TypeError, OverflowError, OwnershipLost) as error:
                 refusal = error  # type: ignore[assignment]
             except Exception as error:
@@ -926,9 +949,26 @@ class WriteBehind:
                 continue
             guilty = guilty or keys
             refused.update(dict.fromkeys(guilty, refusal))
-            if left := [key for key in keys if key not in refused]:
+            if left := [key for key in keys if key not in refused and key not in saved]:
                 groups.append(left)
         return None
+
+    def _is_over(self, key: Any, entry: _Entry, saved: dict[Any, Head | None]) -> bool:
+        """Whether it is all right that *key* is gone from the store; if nothing is left to do, it counts as *saved*."""
+        if entry.parts[0].kind == "deleted":
+            saved[key] = None
+            return True
+        with self._lock:
+            head = self._heads.get(key)
+            end = None if head is None or head is _ANY else head.expire_at
+            if end is None or end > time.time() + _CLOCKS_DIFFER:
+                return False
+            # Its time is over, so nobody has removed it. Written anew it begins anew. What was added to what is gone,
+            # by somebody who still has it in use, ends with it.
+            self._heads[key] = None
+        if not entry.whole:
+            saved[key] = None
+        return True
 
     def _write(self, keys: Sequence[Any], changes: list[Change], *, sync: bool) -> list[Head | None]:
         fences = self._fences
@@ -1005,11 +1045,22 @@ class WriteBehind:
             if failure is not None:
                 self._failed(failure)
             elif self._error is not None and saved:
-                logger.info("write-behind %r: saves again, after %d attempts", self.name, self._retries)
+                logger.info(
+                    "write-behind %r: saves again, after %d attempts",
+                    self.name,
+                    self._retries,
+                    extra={"event_name": "saver.recovered", "saver": self.name},
+                )
                 self._error, self._retries = None, 0
             self._settled.notify_all()
         for one in rejected:
-            logger.error("write-behind %r: %s is rejected: %s", self.name, _shown(one.key), one.error)
+            logger.error(
+                "write-behind %r: %s is rejected: %s",
+                self.name,
+                _shown(one.key),
+                one.error,
+                extra={"event_name": "saver.rejected", "saver": self.name, "of": self},
+            )
         return rejected
 
     def _failed(self, failure: Exception) -> None:
@@ -1020,6 +1071,7 @@ class WriteBehind:
                 self.name,
                 sum(entry.changes for entry in (*self._saving.values(), *self._pending.values())),
                 failure,
+                extra={"event_name": "saver.outage", "saver": self.name},
             )
         self._error = failure
         # Full jitter: processes that lost one server together must not come back to it together.
@@ -1036,7 +1088,12 @@ class WriteBehind:
         try:
             self._on_conflict(one)
         except Exception:
-            logger.exception("write-behind %r: on_conflict failed for %s", self.name, _shown(one.key))
+            logger.exception(
+                "write-behind %r: on_conflict failed for %s",
+                self.name,
+                _shown(one.key),
+                extra={"event_name": "saver.hook_failed", "saver": self.name, "of": self},
+            )
             with self._lock:
                 self._hook_errors += 1
                 if found is not None and one.key not in self._rejected:  # nobody has taken it
@@ -1073,16 +1130,38 @@ class WriteBehind:
         return True
 
     def _verdict(self) -> StoreError | None:
-        """What there is to say when nothing is pending any more."""
-        return next((self._refusal(one) for one, _ in self._rejected.values()), None)
+        """What there is to say when nothing is pending any more: of conflicts, all; else of the first entry."""
+        ones = [one for one, _ in self._rejected.values()]
+        conflicts = [one for one in ones if isinstance(one.error, VersionConflict)]
+        if not ones:
+            return None
+        error = self._refusal((conflicts or ones)[0])
+        if isinstance(error, VersionConflict):
+            error.conflicts = tuple(conflict for one in conflicts if (conflict := self._conflict_of(one)) is not None)
+        return error
+
+    def _conflict_of(self, one: Rejected) -> tuple[str, Any, int, int] | None:
+        """What the store has said of *one*, and not of others that were to be saved with it."""
+        found: tuple[tuple[str, Any, int, int], ...] = getattr(one.error, "conflicts", ())
+        return next((conflict for conflict in found if conflict[:2] == (self._space, one.key)), None)
 
     def _refusal(self, one: Rejected) -> StoreError:
         """A new error for *one*: it may be raised in several threads."""
-        advice = "discard() it, and load it again" if self._keeper() is None else "Look it up again"
-        message = f"{_shown(one.key)} was rejected: {one.error}. {advice}"
+        advice = "discard() it, and load it again"
+        if self._keeper() is not None:
+            passing = isinstance(one.error, (VersionConflict, OwnershipLost))
+            advice = "Look it up again" if passing else "Put another value in its place, or delete it"
+        because = str(one.error)
+        conflict = self._conflict_of(one)
+        if conflict is not None:
+            _, _, base, found = conflict
+            because = f"version {base} was to be replaced; found version {found}: somebody else has saved it"
+            if not found:
+                because = f"version {base} was to be replaced; found none: somebody else has removed it"
+        message = f"{_shown(one.key)} was rejected: {because}. {advice}"
         error = StoreError(message)
         if isinstance(one.error, VersionConflict):
-            error = VersionConflict(message, one.error.conflicts, one.error.unsaved)
+            error = VersionConflict(message, () if conflict is None else (conflict,), one.error.unsaved)
         elif isinstance(one.error, OwnershipLost):
             error = OwnershipLost(message)
         error.__cause__ = one.error
@@ -1224,8 +1303,8 @@ class WriteBehind:
         """
         The entry as it will be once everything is saved: what is pending over what is stored.
 
-        Waits for a save of this entry that is under way. The head is the stored one, with the sequence numbers as they
-        will be; its version is 0 where nothing is stored yet.
+        Waits for a save of this entry that is under way, unless what it has in hand is all there is to the entry. The
+        head is the stored one, with the sequence numbers as they will be; its version is 0 where nothing is stored yet.
 
         Raises:
             StoreUnavailable: what is pending is not all there is to it, and the store cannot be read.
