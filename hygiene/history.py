@@ -31,6 +31,9 @@ be. What comes in is encoded before the lock is taken, and what has to be on dis
 With a journal every change takes the lock: the order of the log is that of the list. A trim that is refused is not
 made; the list stays too long until the next change, whose writer hears nothing of it.
 
+**Compact.** Where a compact history, which keeps old items compressed, has to do something else there is a method to
+override, which here does nothing or the obvious; no fast path calls one. Its theory is in `hygiene.compact`.
+
 **Summary.** It stands behind the kept first items and is recognised by identity. It stays there until the
 next one takes its place in one step, so that a reader never finds a conversation without it and a failing
 summarizer does not lose it.
@@ -87,9 +90,12 @@ class _Limits:
     on_trim: Callable[[list[Any]], object] | None = None
     summarize: Callable[[list[Any]], Any] | None = None
     getsizeof: Callable[[Any], float] | None = None
+    compact: bool = False
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        if not isinstance(self.compact, bool):
+            raise TypeError(f"compact must be True or False; found {self.compact!r}")
         self._check_hooks()
         if self.max_bytes is not None:
             object.__setattr__(self, "max_bytes", nbytes(self.max_bytes, "max_bytes"))
@@ -157,8 +163,16 @@ class _Limits:
 # The thousands of histories of one registry share one. Limits with hooks are not kept: that would keep alive whatever
 # the hooks belong to.
 @functools.lru_cache(maxsize=64, typed=True)
-def _numbers(maxlen: int | None, max_tokens: int | None, max_bytes: Size | None, keep_first: int) -> _Limits:
-    return _Limits(maxlen=maxlen, max_tokens=max_tokens, max_bytes=max_bytes, keep_first=keep_first)
+def _numbers(
+    maxlen: int | None,
+    max_tokens: int | None,
+    max_bytes: Size | None,
+    keep_first: int,
+    compact: bool,  # noqa: FBT001 - as the others
+) -> _Limits:
+    return _Limits(
+        maxlen=maxlen, max_tokens=max_tokens, max_bytes=max_bytes, keep_first=keep_first, compact=compact
+    )
 
 
 _NO_LIMITS = _Limits()
@@ -233,15 +247,20 @@ class _Window:
         "limits",
         "lock",
         "most",
+        "moved",
+        "patience",
         "plain",
         "scales",
+        "sealing",
         "slow",
         "stuck",
         "summary",
         "sweeping",
         "teller",
         "telling",
+        "tried",
         "untold",
+        "untried",
     )
 
     def __init__(self, limits: _Limits, summary: object = _ABSENT) -> None:
@@ -260,18 +279,21 @@ class _Window:
         self.untold: list[Any] = []
         self.fresh = False  # something in `untold` may be told now
         self.hook_errors = 0
+        # Of `hygiene.compact`, which says what they mean.
+        self.moved = self.tried = self.patience = 0
+        self.untried = sys.maxsize
         self._renew()
 
     def _renew(self) -> None:
         self.lock = threading.RLock()
         self.teller: int | None = None
-        self.sweeping = False
+        self.sweeping = self.sealing = False
         self.forks = _forks
 
     def follow(self, journal: _Journal | None) -> None:
         """Tell *journal* of each change from now on."""
         self.journal = journal
-        self.slow = bool(self.scales) or journal is not None
+        self.slow = bool(self.scales) or journal is not None or self.limits.compact
         self.plain = not self.telling and not self.slow
         self.stuck = False  # the last trim was refused
 
@@ -348,6 +370,10 @@ class History(list[T]):
             dropped.
         getsizeof: Bytes of one item, called once with each; an item that grows later is not measured again.
             By default `hygiene.sizing.sizeof`, an estimate, which counts all that an item refers to.
+        compact: Keep the older items compressed, in about a tenth of the memory, and make them anew when they are
+            read. **Cold items are values, not objects**: one that is read is a copy, which has to be written back
+            (``history[3] = item``) if it is changed. False unless asked for, because of that. See
+            `hygiene.compact.CompactHistory`.
 
     Hooks run in a thread that just wrote, one at a time, with no lock held. They may change the history; what
     falls out by that is told with the next trim. What they raise is logged and counted in `hook_errors`,
@@ -362,7 +388,7 @@ class History(list[T]):
     Raises:
         ValueError: A limit is out of range, *maxlen* leaves no room beside the kept items, *max_tokens* comes
             without *count_tokens*, or *on_trim* with *summarize*.
-        TypeError: A limit is no number, a hook cannot be called or is a coroutine function.
+        TypeError: A limit is no number, a hook cannot be called or is a coroutine function, *compact* is no bool.
     """
 
     # For what unpickling, or a subclass before its own ``super().__init__()``, appends: no limits yet.
@@ -381,14 +407,19 @@ class History(list[T]):
         on_trim: Callable[[list[T]], object] | None = None,
         summarize: Callable[[list[T]], T | None] | None = None,
         getsizeof: Callable[[T], float] | None = None,
+        compact: bool = False,
     ) -> None:
         if count_tokens is on_trim is summarize is getsizeof is None:
             try:
-                limits = _numbers(maxlen, max_tokens, max_bytes, keep_first)
+                limits = _numbers(maxlen, max_tokens, max_bytes, keep_first, compact)
             except TypeError:  # also for what cannot be hashed; which is wrong is said below
-                limits = _Limits(maxlen=maxlen, max_tokens=max_tokens, max_bytes=max_bytes, keep_first=keep_first)
+                limits = _Limits(maxlen, max_tokens, None, max_bytes, keep_first, compact=compact)
         else:
-            limits = _Limits(maxlen, max_tokens, count_tokens, max_bytes, keep_first, on_trim, summarize, getsizeof)
+            limits = _Limits(
+                maxlen, max_tokens, count_tokens, max_bytes, keep_first, on_trim, summarize, getsizeof, compact
+            )
+        if compact and _compacted is not None:
+            self.__class__ = _compacted(type(self))
         if self:
             History.clear(self)
         if limits != _NO_LIMITS:
@@ -399,7 +430,10 @@ class History(list[T]):
                     self._hygiene = window
             else:
                 self._hygiene = window
-        History.extend(self, source)
+        if compact:
+            self._fill(source)
+        else:
+            History.extend(self, source)
 
     # Growing at the end: the paths that must be fast.
 
@@ -554,6 +588,7 @@ class History(list[T]):
                 # Compared by identity: ``==`` may be the user's, and would run under the lock.
                 if len(before) != len(self) or not all(map(_same, before, self[:])):
                     raise ValueError("list modified during sort")
+                window.moved += 1
                 after = [before[place] for place in order]
                 if window.journal is not None:
                     # What has to move is encoded here; nothing new comes in that might have to be waited for.
@@ -621,6 +656,20 @@ class History(list[T]):
             own = {**own, "_hygiene": self._hygiene.twin()}
         return own if slots is None else (own, slots)
 
+    # What `hygiene.compact` does in other ways, because there an item may not stand in its place itself.
+
+    _items: Callable[[Self, slice], list[T]] = list.__getitem__
+
+    def _fill(self, source: Iterable[T]) -> None:
+        """Take the first items."""
+        History.extend(self, source)
+
+    def _make_way(self, method: Callable[..., Any], where: tuple[Any, ...]) -> None:
+        """A list's *method* is about to be done to the items, under the lock."""
+
+    def _part(self, index: int) -> None:
+        """What stands before *index* and what stands from there on are about to be parted, under the lock."""
+
     # How it is done.
 
     def _write(
@@ -685,6 +734,7 @@ class History(list[T]):
         """
         window = self._hygiene
         self._align()
+        self._make_way(method, where)
         journal, waiter = window.journal, None
         if journal is None:
             result = method(self, *where, *new)
@@ -782,7 +832,8 @@ class History(list[T]):
                 return []
             if window.journal is not None and not self._may_leave(window, cut):
                 return []
-            gone = list.__getitem__(self, cut)
+            self._part(cut.start)
+            gone = self._items(cut) if window.telling else list.__getitem__(self, cut)
             list.__delitem__(self, cut)
             for scale in window.scales:
                 scale.total -= sum(scale.weights[cut])
@@ -801,7 +852,11 @@ class History(list[T]):
             window.journal.trimmed(self, cut)
         except Exception as error:
             if not window.stuck:  # each change tries again, and saying it once is enough
-                _log.warning("a history is not trimmed, because what keeps it does not take it: %s", error)
+                _log.warning(
+                    "a history is not trimmed, because what keeps it does not take it: %s",
+                    error,
+                    extra={"event_name": "history.not_trimmed"},
+                )
             window.stuck = True
         else:
             window.stuck = False
@@ -894,6 +949,7 @@ class History(list[T]):
                 replaced: list[T] = []
                 place, new = slice(keep, head), [] if held else [summary]
                 if hopeless is None and self._may_stand(window, place, prepared, held=held):
+                    self._part(keep)
                     # In one step: a reader finds the earlier summary or this one.
                     replaced = list.__getitem__(self, place)
                     list.__setitem__(self, place, new)
@@ -926,14 +982,19 @@ class History(list[T]):
             # Nobody waits for it if it is critical: the writer whose item came last has written something else.
             journal.spliced(self, place.start, place.stop, journal.prepare([]) if held else prepared)
         except Exception as error:
-            _log.warning("a summary is not put in now, because what keeps the history does not take it: %s", error)
+            _log.warning(
+                "a summary is not put in now, because what keeps the history does not take it: %s",
+                error,
+                extra={"event_name": "history.summary_refused", "of": self},
+            )
             return False
         return True
 
     def _failed(self, message: str, *arguments: object, error: Exception | None = None) -> None:
         with self._hygiene.broom():
             self._hygiene.hook_errors += 1
-        _log.error(message, *arguments, exc_info=error)
+        extra = {"event_name": "history.hook_failed", "of": (self, message)}
+        _log.error(message, *arguments, exc_info=error, extra=extra)
 
 
 def attach(history: History[Any], journal: _Journal) -> None:
@@ -951,15 +1012,20 @@ def detach(history: History[Any]) -> None:
 
 
 def _follow(history: History[Any], journal: _Journal | None) -> None:
-    with history._whole() as window:
-        if window is not History._hygiene:
-            window.follow(journal)
-        elif journal is not None:
-            # All histories without limits share that one. An append that is just under way without a lock goes past
-            # the journal, which sees it in the length.
-            own = window.twin()
-            own.follow(journal)
-            history._hygiene = own
+    while True:  # as in `_whole`, at half its cost: it is done for each entry that comes or leaves
+        window = history._hygiene
+        with window.broom():
+            if history._hygiene is not window:
+                continue
+            if window is not History._hygiene:
+                window.follow(journal)
+            elif journal is not None:
+                # All histories without limits share that one. An append that is just under way without a lock goes
+                # past the journal, which sees it in the length.
+                own = window.twin()
+                own.follow(journal)
+                history._hygiene = own
+            return
 
 
 def _span(method: Callable[..., Any], where: tuple[Any, ...], size: int) -> tuple[int, int] | None:
@@ -987,6 +1053,10 @@ _AT_ONE = (list.pop, list.__setitem__, list.__delitem__)
 
 def _same(one: object, other: object) -> bool:
     return one is other
+
+
+# Which class is the compact one of another: set by `hygiene.compact`, which stands on this module.
+_compacted: Callable[[type[Any]], type[Any]] | None = None
 
 
 def _sort_key(items: list[T], key: Callable[[T], Any] | None) -> Callable[[int], Any]:
@@ -1066,6 +1136,7 @@ def _combined(base: type[list[Any]]) -> type[History[Any]]:
     namespace: Mapping[str, Any] = {
         "__init__": __init__,
         "__reduce_ex__": __reduce_ex__,
+        "_made_of": base,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,

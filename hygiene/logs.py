@@ -1,0 +1,79 @@
+"""The logger ``hygiene``, and how often one event is said.
+
+Each line is one event, and carries its name as ``event_name``. (Not ``event``: that is where structlog keeps the text.)
+What can fail in a loop says ``of=`` whom it speaks: such a line comes once a minute for each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Repeats", "logger"]
+
+
+class Repeats(logging.Filter):
+    """
+    Lets a line that says ``of=`` whom it speaks through once in *interval* for each event and object.
+
+    The next one that comes through says how many did not, in its text and as ``suppressed``. Objects are held weakly;
+    ``of`` is taken off the record, which a handler may keep or send elsewhere. ``of=(thing, detail)`` tells details
+    of one thing apart.
+
+    It takes no lock, since a line may be logged by a finalizer or in a child that was just forked; so two threads that
+    fail in the same instant may both be heard.
+
+    Args:
+        interval: Seconds. 60: a person who watches sees that it goes on, and a disk does not fill.
+        timer: Returns monotonic seconds.
+    """
+
+    def __init__(self, interval: float = 60.0, timer: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._interval = interval
+        self._timer = timer
+        self._said: dict[tuple[Any, ...], _Said] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether *record* is to be logged."""
+        of = record.__dict__.pop("of", None)
+        if of is None:
+            return True
+        thing, *details = of if isinstance(of, tuple) else (of,)
+        key = (getattr(record, "event_name", record.msg), id(thing), *details)
+        said, now = self._said.get(key), self._timer()
+        if said is not None and said.thing() is thing:
+            if now < said.until:
+                said.suppressed += 1
+                return False
+            suppressed, said.suppressed, said.until = said.suppressed, 0, now + self._interval
+            if suppressed:
+                record.msg = f"{record.getMessage()} ({suppressed:,} more like this were not logged)"
+                record.args = ()
+            record.suppressed = suppressed
+            return True
+        forget = self._said.pop
+        with contextlib.suppress(TypeError):  # a class with slots may not take weak references, and is heard each time
+            self._said[key] = _Said(weakref.ref(thing, lambda _: forget(key, None)), now + self._interval)
+        return True
+
+
+class _Said:
+    """Who was spoken of, until when it is not to be repeated, and how often it would have been."""
+
+    __slots__ = ("suppressed", "thing", "until")
+
+    def __init__(self, thing: weakref.ref[Any], until: float) -> None:
+        self.thing = thing
+        self.until = until
+        self.suppressed = 0
+
+
+logger = logging.getLogger("hygiene")
+# A program that has not set up logging hears nothing from a library; `logging.basicConfig()` is enough to.
+logger.addHandler(logging.NullHandler())
+logger.addFilter(Repeats())
