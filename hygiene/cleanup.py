@@ -178,7 +178,7 @@ class Cleanup(Generic[P, R]):
         self.runs = 0
         """Times that it was started by its occasion."""
         self.errors = 0
-        """Times that it raised then; each was logged."""
+        """Times that it raised then; logged, once a minute."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function, here and now, whatever it is registered for."""
@@ -272,7 +272,12 @@ class Cleanup(Generic[P, R]):
     def _ended(self, error: BaseException | None) -> None:
         if error is not None:
             self.errors += 1
-            logger.error("cleanup %r failed", self.name, exc_info=error)
+            logger.error(
+                "cleanup %r failed",
+                self.name,
+                exc_info=error,
+                extra={"event_name": "cleanup.failed", "cleanup": self.name, "of": self},
+            )
         self._free.release()
 
 
@@ -293,7 +298,10 @@ class _Interval:
         elif not self._late:
             self._late = True  # said once, not at each visit
             logger.warning(
-                "cleanup %r still runs %g s after it was started: its turn is skipped", cleanup.name, self._every
+                "cleanup %r still runs %g s after it was started: its turn is skipped",
+                cleanup.name,
+                self._every,
+                extra={"event_name": "cleanup.turn_skipped", "cleanup": cleanup.name},
             )
         return self._every
 
@@ -504,7 +512,12 @@ def relieve() -> int:
             if cleanup._free.acquire(timeout=limit):
                 cleanup._free.release()
             else:
-                logger.warning("cleanup %r still runs after %g s: it is not waited for", cleanup.name, limit)
+                logger.warning(
+                    "cleanup %r still runs after %g s: it is not waited for",
+                    cleanup.name,
+                    limit,
+                    extra={"event_name": "cleanup.not_waited_for", "cleanup": cleanup.name},
+                )
     return started
 
 
@@ -570,7 +583,9 @@ class _Run:
         where = "" if job.asynchronous else ", in a thread of its own (not in the one that registered it)"
         note(error, f"while running cleanup {name!r}{where}")
         self._failed[name] = error
-        logger.error("cleanup %r failed", name, exc_info=error)
+        logger.error(
+            "cleanup %r failed", name, exc_info=error, extra={"event_name": "cleanup.failed", "cleanup": name}
+        )
 
     def left_behind(self, job: _Job, why: str) -> None:
         """*job* did not end."""
@@ -613,7 +628,7 @@ class _Run:
         _current.clear()
         self.outcome.set_result(report)
         if not report.ok:
-            logger.warning("%s", report)
+            logger.warning("%s", report, extra={"event_name": "shutdown.incomplete"})
         return report
 
 
@@ -1076,6 +1091,7 @@ def _last_words(signum: int, timeout: float, said: threading.Event) -> None:
         timeout,
         ", ".join(names) or "no cleanup",
         "".join(traceback.format_stack(frame, limit=8)) if frame is not None else "(ended)",
+        extra={"event_name": "shutdown.forced"},
     )
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):

@@ -108,6 +108,7 @@ class _HistoryOptions(TypedDict, total=False):
     keep_first: int
     on_trim: Callable[[list[Any]], Any] | None
     summarize: Callable[[list[Any]], Any] | None
+    compact: bool
 
 
 def bounded_registry(

@@ -99,7 +99,7 @@ class RegistryStats:
     overflowing: int
     """Entries beyond *maxsize* now, because everything older is busy or leased."""
     hook_errors: int
-    """Hooks (``on_evict``, ``close``, ``busy``, ``getsizeof``, ...) that raised; each was logged."""
+    """Hooks (``on_evict``, ``close``, ``busy``, ``getsizeof``, ...) that raised; logged, of each once a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +132,4 @@ class PoolStats:
     dropped: int
     """Leases that were collected without having been released."""
     hook_errors: int
-    """Times that ``check``, ``reset`` or ``close`` raised or took too long; each was logged."""
+    """Times that ``check``, ``reset`` or ``close`` raised or took too long; logged, of each once a minute."""

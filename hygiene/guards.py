@@ -67,10 +67,11 @@ class _Options(TypedDict, total=False):
     keep_first: int
     on_trim: Callable[[list[Any]], Any] | None
     summarize: Callable[[list[Any]], Any] | None
+    compact: bool
 
 
 _OF_BOTH = frozenset({"max_bytes", "getsizeof"})
-_OF_HISTORIES = frozenset({"maxlen", "max_tokens", "count_tokens", "keep_first", "on_trim", "summarize"})
+_OF_HISTORIES = frozenset({"maxlen", "max_tokens", "count_tokens", "keep_first", "on_trim", "summarize", "compact"})
 _OF_REGISTRIES = frozenset(_Options.__annotations__) - _OF_HISTORIES - _OF_BOTH
 _BOUNDS = ("maxsize", "max_bytes", "ttl", "idle")
 

@@ -34,7 +34,7 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from hygiene.cleanup import close_at_shutdown
@@ -47,13 +47,13 @@ from hygiene.journal import Journal
 from hygiene.pins import MISSING
 from hygiene.stores import open_store
 from hygiene.tenure import Tenures
-from hygiene.writebehind import WriteBehind, _Part, _shown
+from hygiene.writebehind import Rejected, WriteBehind, _Part, _shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from hygiene.registry import Registry
-    from hygiene.stores import Record, Store
+    from hygiene.stores import Head, Record, Store
 
 __all__ = ["Keeper", "Loading", "outdate"]
 
@@ -126,13 +126,14 @@ _adopting = threading.Lock()
 class Loading:
     """One load in progress, which others wait for instead of loading, too."""
 
-    __slots__ = ("absent", "digest", "done", "stale", "thread")
+    __slots__ = ("absent", "digest", "done", "head", "stale", "thread")
 
     def __init__(self) -> None:
         self.done: threading.Event | None = None  # made by the first who waits: mostly there is none
         self.stale = False  # the key was written or removed meanwhile
         self.absent = False  # there is no such entry
         self.digest: int | None = None  # of what comes, if it can be changed in place
+        self.head: Head | None = None  # with which it comes
         self.thread = threading.get_ident()
 
 
@@ -194,6 +195,7 @@ class Keeper:
         self._absent: OrderedDict[Any, None] = OrderedDict()
         self._writes = 0  # counts them, for who looks whether there was one
         self._adrift: dict[Any, weakref.ref[Any]] = {}  # evicted, still held by somebody, and still told of
+        self._sunken: deque[tuple[Any, weakref.ref[Any]]] = deque()  # adrift until nobody held them any more
         self._expiring: set[Any] = set()  # deleted because their time was over
         self._awaited = False  # somebody was to leave, and waits for a save
         self._blocked: set[Any] = set()  # could not be saved when they were to leave, which has been said
@@ -313,6 +315,8 @@ class Keeper:
             loading.done.set()
 
     def _fetch(self, registry: Registry[Any, Any], key: Any, loading: Loading) -> Any:
+        if self._sunken:
+            self._forget_sunken()  # first: what is loaded now is tracked anew
         record = self._load(key)
         ago = 0.0 if record is None else self._age(record)
         if record is None or ago is None:
@@ -322,6 +326,7 @@ class Keeper:
                 self._note_absent(key)
                 loading.absent = True
                 return MISSING
+        loading.head = record.head
         value = record.value if registry._limits.values is None else registry._converted(record.value)
         if isinstance(value, list):
             value = _as_history(value)
@@ -383,7 +388,10 @@ class Keeper:
 
     def _surely_absent(self, key: Any) -> bool:
         """Whether *key* is leased from all other processes, and not there."""
-        return self.tenures is not None and self.tenures.has(key) and key in self._absent and key not in self.writer
+        if self.tenures is None or key not in self._absent or not self.tenures.has(key):
+            return False
+        # Known to be absent, and not only to have been deleted by us, in vain, when somebody else had changed it.
+        return self.writer._heads.get(key, _UNKNOWN) is None and key not in self.writer
 
     def fetch_if_missing(self, key: Any) -> None:
         """Have *key* in memory, if it is stored."""
@@ -410,15 +418,20 @@ class Keeper:
                 continue
             if version < known[key] and (version or saves != writer._saves):
                 continue  # this process has saved it meanwhile
+            stale = StoreError(f"version {known[key]} was in memory, and another process has saved version {version}")
+            gone: list[Any] = []
             with registry._lock:
                 head = writer._heads.get(key)
                 if key in writer or (0 if head is None else getattr(head, "version", None)) != known[key]:
                     continue
+                # While it is tracked: what is changed in it until it is out of date is a conflict, and is not saved
+                # over what the other one has saved. In one step, or what somebody loads anew would be dropped.
+                registry._let_stale_go(key, stale, gone)
                 writer.untrack(key)
                 self._absent.pop(key, None)
-            registry._drop_stale(
-                key, StoreError(f"version {known[key]} was in memory, and another process has saved version {version}")
-            )
+                if (loading := self._loading.get(key)) is not None:
+                    loading.stale = True
+            registry._tell(gone)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -427,6 +440,8 @@ class Keeper:
     def _refuse_to_block(self, key: Any) -> None:
         self._check_open()
         if self.remote and running_loop() is not None:
+            if self.writer._knows(key) or self._surely_absent(key):
+                return  # deleted a moment ago, say
             raise StoreError(
                 f"{key!r} is not in memory, and reading it from {self._where()} would block the event loop. "
                 f"Use `async with registry.lease({key!r})`, which loads it off the loop"
@@ -507,14 +522,27 @@ class Keeper:
         if self._hints is not None:
             head = self.writer.tracked(key)
             self._hints.add(key, None if head is None else head.version)
-        if prepared is not None:
-            waiter = self._write(key, value, prepared)
-            if old is not value:
-                _silence(old)
-        adrift = self._adrift.pop(key, None)
-        if adrift is not None and (evicted := adrift()) is not value:
-            _silence(evicted)
+        adrift = self._adrift.get(key)
+        evicted = None if adrift is None else adrift()
+        others = [other for other in (old, evicted) if other is not value and other is not None]
+        with self.writer._lock:  # one step: what is appended to another one meanwhile must not be told over this one
+            if prepared is not None:
+                waiter = self._write(key, value, prepared)
+            for other in others:
+                _hush(other)
+            # In the same step, since a collection may end an evicted value, and its version with it, at any moment.
+            self._adrift.pop(key, None)
+            if loading is not None and loading.head is not None:
+                self.writer._keep_head(key, loading.head)
+        if prepared is not None and prepared.data is None:
+            self._keep_log(key, value, len(prepared.items or ()))
+        for other in others:
+            _silence(other)
         return waiter
+
+    def _keep_log(self, key: Any, history: History[Any], count: int) -> None:
+        numbers = ((0, count),) if count else ()
+        attach(history, Journal(self.writer, key, numbers=numbers, expire_at=lambda: self._end_of(key)))
 
     def _write(self, key: Any, value: Any, prepared: _Prepared, *, anew: bool = True) -> Any:
         """Tell the writer; *anew*: it is written, and not only found to have been changed in place."""
@@ -530,11 +558,7 @@ class Keeper:
         self._writes += 1
         self._absent.pop(key, None)
         self._expiring.discard(key)
-        if prepared.data is None:
-            count = len(prepared.items or ())
-            journal = Journal(writer, key, numbers=((0, count),) if count else (), expire_at=lambda: self._end_of(key))
-            attach(value, journal)
-        elif type(value) not in _PLAIN:
+        if prepared.data is not None and type(value) not in _PLAIN:
             self._hashes[key] = hash(prepared.data)
         if (loading := self._loading.get(key)) is not None:
             loading.stale = True
@@ -553,9 +577,11 @@ class Keeper:
 
     def lost(self, key: Any, error: StoreError) -> None:
         """Somebody else's save was faster, and whoever wrote has been told: the next look-up gets what is stored."""
-        self.writer.discard(key)
+        if key not in self.writer._rejected:
+            return  # somebody else was told before, and what is in memory by now may be what is stored
         if (registry := self._registry()) is not None:
-            registry._drop_stale(key, error)
+            registry._drop_stale(key, error)  # first: what nobody tracks would be saved over anything
+        self.writer.discard(key)
 
     def told(self, error: Exception) -> None:
         """Whoever asked for a save has been told of *error*: the next look-ups of what conflicts raise nothing more."""
@@ -654,7 +680,7 @@ class Keeper:
                 "%s cannot be saved, so it stays in memory: %s",
                 _shown(key),
                 error,
-                extra={"event_name": "registry.entry_not_saved", "of": self},
+                extra={"event_name": "registry.entry_not_saved", "saver": self.writer.name, "of": self},
             )
 
     def _may_wait(self) -> bool:
@@ -668,6 +694,8 @@ class Keeper:
         self._blocked.discard(key)
         if self._hints is not None and not adrift:
             self._hints.discard(key)
+        if self._sunken:
+            self._forget_sunken()
         if adrift:
             reference: weakref.ref[Keeper] = weakref.ref(self)
             self._adrift[key] = weakref.ref(value, lambda gone: _sunk(reference, key, gone))
@@ -684,15 +712,36 @@ class Keeper:
         elif cause is not Cause.REPLACED:
             self.writer.untrack(key)
 
+    def _forget_sunken(self) -> None:
+        """What was evicted and is not held by anybody any more need not be tracked."""
+        while self._sunken:
+            try:
+                key, gone = self._sunken.popleft()
+            except IndexError:  # another thread was faster
+                return
+            with self.writer._lock:
+                if self._adrift.get(key) is not gone:
+                    continue
+                del self._adrift[key]
+                self._hashes.pop(key, None)
+                self.writer.untrack(key)
+            if self._hints is not None:
+                self._hints.discard(key)
+
     def delete(self, key: Any) -> None:
         """Remove *key* from the store; the registry's lock is held, and the entry is still in memory, if it was."""
         self._check_open()
-        with self.writer._lock:
+        registry, adrift = self._registry(), self._adrift.get(key)
+        values = None if registry is None else dict.get(registry, key), None if adrift is None else adrift()
+        with self.writer._lock:  # one step, as in `entered`
             self._give_up_unsavable(key)
             self.writer._track_blindly(key)
             self.writer.delete(key)
-        if (adrift := self._adrift.pop(key, None)) is not None:
-            _silence(adrift())
+            for value in values:
+                _hush(value)
+            self._adrift.pop(key, None)
+        for value in values:
+            _silence(value)
         if (loading := self._loading.get(key)) is not None:
             loading.stale = True
 
@@ -731,6 +780,7 @@ class Keeper:
 
     def _saved(self) -> None:
         registry = self._registry()
+        self._forget_sunken()
         if self._expiring:
             for key in [key for key in list(self._expiring) if key not in self.writer]:
                 self._expiring.discard(key)
@@ -747,15 +797,18 @@ class Keeper:
         if (registry := self._registry()) is not None:
             registry._sweep_saved()
 
-    def _refused(self, key: Any) -> None:
+    def _refused(self, one: Rejected) -> None:
+        key, writer, registry = one.key, self.writer, self._registry()
         if key in self._expiring:
             self._expiring.discard(key)  # somebody else has written it meanwhile: then it is not over
             self.writer.discard(key)
             return
-        found = self.writer._rejected.get(key)
-        registry = self._registry()
-        if found is not None and registry is not None and isinstance(found[0].error, (VersionConflict, OwnershipLost)):
-            registry._drop_stale(key, found[0].error)
+        if key in writer._rejected:
+            stale = isinstance(one.error, (VersionConflict, OwnershipLost))
+        else:  # somebody has taken it (*on_conflict*, say); what he has put in its place, if anything, is tracked
+            stale = not writer._is_tracked(key)
+        if stale and registry is not None:
+            registry._drop_stale(key, cast("StoreError", one.error))
 
     # The end
 
@@ -835,9 +888,12 @@ class Keeper:
             self._abandon.detach()
         if self._mine:
             self.writer.close(GRACE)
-            self._give_back()
         else:
             self.writer.flush(GRACE)
+        if self.tenures is not None:
+            self.tenures.end()
+        if self._mine:
+            self._give_back()
 
     async def aclose(self) -> None:
         """As `close`; for an event loop, which goes on meanwhile."""
@@ -846,9 +902,12 @@ class Keeper:
             self._abandon.detach()
         if self._mine:
             await self.writer.aclose(GRACE)
-            self._give_back()
         else:
             await self.writer.aflush(GRACE)
+        if self.tenures is not None:
+            await self.tenures.aend()
+        if self._mine:
+            self._give_back()
 
     def _give_back(self) -> None:
         opened, self._opened = self._opened, None
@@ -884,12 +943,14 @@ def _hinted(reference: weakref.ref[Keeper], keys: Sequence[Any] | None) -> None:
 def _sunk(reference: weakref.ref[Keeper], key: Any, gone: weakref.ref[Any]) -> None:
     """Nobody holds the evicted value any more. Called by the collector, anywhere."""
     keeper = reference()
-    if keeper is not None and keeper._adrift.get(key) is gone:
-        del keeper._adrift[key]
-        keeper._hashes.pop(key, None)
-        if keeper._hints is not None:
-            keeper._hints.discard(key)
-        keeper.writer.untrack(key)
+    if keeper is not None:
+        keeper._sunken.append((key, gone))  # no lock may be taken here: whose it is may hold another one
+
+
+def _hush(value: Any) -> None:
+    """As `_silence`, where no lock may be waited for: it tells nothing any more."""
+    if _tells(value):
+        value._hygiene.journal.close()
 
 
 def _silence(value: Any) -> None:

@@ -323,6 +323,7 @@ class _Home:
                 "to that function. Keep it in an attribute of what it belongs to, or register a bound method",
                 self.label,
                 self.lost,
+                extra={"event_name": "listeners.lost", "listeners": self.label},
             )
 
 

@@ -73,7 +73,26 @@ class _Said:
         self.suppressed = 0
 
 
+class _LastWords(logging.NullHandler):
+    """
+    Where nobody has set up logging: silence, as behoves a library, but for how the process ends.
+
+    What a shutdown could not do is of no use to anybody later: it goes to stderr, as without a handler it would.
+    """
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        name = str(getattr(record, "event_name", ""))
+        last = logging.lastResort
+        if name.startswith(("cleanup.", "shutdown.")) and last is not None and record.levelno >= last.level:
+            here: logging.Logger | None = logger
+            while here is not None:
+                if any(handler is not self for handler in here.handlers):
+                    return False
+                here = here.parent if here.propagate else None
+            last.handle(record)
+        return False
+
+
 logger = logging.getLogger("hygiene")
-# A program that has not set up logging hears nothing from a library; `logging.basicConfig()` is enough to.
-logger.addHandler(logging.NullHandler())
+logger.addHandler(_LastWords())
 logger.addFilter(Repeats())

@@ -323,7 +323,12 @@ class _Failures:
             if errors and passing is None:
                 raise ExceptionGroup(f"{len(errors)} of the resources of {self._what} could not be released", errors)
             for error in errors:
-                _log.error("%s failed; the exception on its way goes on", error.__notes__[-1], exc_info=error)
+                _log.error(
+                    "%s failed; the exception on its way goes on",
+                    error.__notes__[-1],
+                    exc_info=error,
+                    extra={"event_name": "owner.release_failed", "owner": self._what},
+                )
                 if passing is not None:
                     passing.add_note(f"{error.__notes__[-1]}: {error!r}")
             if first is not None:

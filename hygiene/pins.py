@@ -13,6 +13,7 @@ from hygiene.closing import running_loop
 
 if TYPE_CHECKING:
     from hygiene.registry import Registry
+    from hygiene.tenure import Tenure
 
 __all__ = ["MISSING", "Flight", "Lease"]
 
@@ -31,7 +32,7 @@ class Lease(Generic[V]):
     Good for one ``with`` or ``async with``; another use needs another lease.
     """
 
-    __slots__ = ("_create", "_key", "_registry", "_state", "_tenures")
+    __slots__ = ("_create", "_key", "_registry", "_state", "_tenure", "_tenures")
 
     def __init__(self, registry: Registry[Any, V], key: Any, create: Callable[[], Any] | None) -> None:
         self._registry = registry
@@ -40,6 +41,7 @@ class Lease(Generic[V]):
         self._state = "new"
         keeper = registry._keeper
         self._tenures = None if keeper is None else keeper.tenures
+        self._tenure: Tenure | None = None
 
     def __enter__(self) -> V:
         self._begin()
@@ -47,11 +49,11 @@ class Lease(Generic[V]):
         if tenures is None:
             return self._enter()
         with self._pinned():
-            tenures.enter(self._key)
+            tenure = self._tenure = tenures.enter(self._key)
             try:
                 return self._enter()
             except BaseException as error:
-                tenures.leave(self._key, error)
+                tenures.leave(self._key, tenure, error)
                 raise
 
     def _enter(self) -> V:
@@ -85,7 +87,8 @@ class Lease(Generic[V]):
         finally:
             if self._tenures is not None and self._state == "over":
                 self._state = "given back"
-                self._tenures.leave(self._key, _error_in(exc_info))
+                assert self._tenure is not None
+                self._tenures.leave(self._key, self._tenure, _error_in(exc_info))
 
     async def __aenter__(self) -> V:
         self._begin()
@@ -93,11 +96,11 @@ class Lease(Generic[V]):
         if tenures is None:
             return await self._aenter()
         with self._pinned():
-            await tenures.aenter(self._key)
+            tenure = self._tenure = await tenures.aenter(self._key)
             try:
                 return await self._aenter()
             except BaseException as error:
-                await tenures.aleave(self._key, error)
+                await tenures.aleave(self._key, tenure, error)
                 raise
 
     @contextlib.contextmanager
@@ -140,7 +143,8 @@ class Lease(Generic[V]):
         finally:
             if self._tenures is not None and self._state == "over":
                 self._state = "given back"
-                await self._tenures.aleave(self._key, _error_in(exc_info))
+                assert self._tenure is not None
+                await self._tenures.aleave(self._key, self._tenure, _error_in(exc_info))
 
     def _begin(self) -> None:
         if self._state != "new":

@@ -461,7 +461,12 @@ class _Pool(Generic[R]):
     def _returned(self, slot: Slot[R], now: float) -> None:
         """A recorded holder gives *slot* back."""
         if slot.reported:
-            logger.warning("the resource of pool %r that %s took was returned after all", self.name, slot.thread)
+            logger.warning(
+                "the resource of pool %r that %s took was returned after all",
+                self.name,
+                slot.thread,
+                extra={"event_name": "pool.returned_late", "pool": self.name},
+            )
         slot.frames = slot.thread = None
         slot.reported = False
         slot.since = now
@@ -503,7 +508,13 @@ class _Pool(Generic[R]):
 
     def _failed(self, what: str, error: BaseException) -> None:
         self._hook_errors.add()
-        logger.error("%s of a resource of pool %r failed", what, self.name, exc_info=error)
+        logger.error(
+            "%s of a resource of pool %r failed",
+            what,
+            self.name,
+            exc_info=error,
+            extra={"event_name": "pool.hook_failed", "pool": self.name, "hook": what, "of": (self, what)},
+        )
 
     # What the janitor does.
 
@@ -551,6 +562,7 @@ class _Pool(Generic[R]):
                 "a lease of pool %r was dropped without having been released; its resource is closed.%s",
                 self.name,
                 taken,
+                extra={"event_name": "pool.lease_dropped", "pool": self.name, "of": self},
             )
 
     def _report_leaks(self) -> float | None:
@@ -572,6 +584,7 @@ class _Pool(Generic[R]):
                 now - slot.since,
                 slot.thread,
                 _format(slot.frames),
+                extra={"event_name": "pool.held_too_long", "pool": self.name, "held_for": now - slot.since},
             )
         return min(delays, default=None)
 
@@ -828,7 +841,12 @@ class Pool(_Pool[R]):
         try:
             alive = self._check(resource)
         except Exception:
-            logger.info("a resource of pool %r did not pass its check; it is replaced", self.name, exc_info=True)
+            logger.info(
+                "a resource of pool %r did not pass its check; it is replaced",
+                self.name,
+                exc_info=True,
+                extra={"event_name": "pool.check_failed", "pool": self.name, "of": self},
+            )
             return False
         if inspect.isawaitable(alive):
             self._refuse_async(alive, "check")
@@ -1119,6 +1137,7 @@ class AsyncPool(_Pool[R]):
                     logger.warning(
                         "the event loop of pool %r was closed before the pool; %d open resource(s) were forgotten",
                         self.name, self._core.open,
+                        extra={"event_name": "pool.loop_gone", "pool": self.name},
                     )  # fmt: skip
                 self._tasks.clear()
                 for slot in self._core.slots():
@@ -1198,7 +1217,12 @@ class AsyncPool(_Pool[R]):
             if inspect.isawaitable(alive):
                 alive = await alive
         except Exception:
-            logger.info("a resource of pool %r did not pass its check; it is replaced", self.name, exc_info=True)
+            logger.info(
+                "a resource of pool %r did not pass its check; it is replaced",
+                self.name,
+                exc_info=True,
+                extra={"event_name": "pool.check_failed", "pool": self.name, "of": self},
+            )
             return False
         return alive is not False
 

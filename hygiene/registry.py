@@ -1684,7 +1684,9 @@ class Registry(OrderedDict[K, V]):
 
         Raises:
             StoreUnavailable: not everything could be saved. It stays pending and is tried again.
-            NotStorable, VersionConflict, StoreError: an entry cannot be saved; everything else was.
+            VersionConflict: somebody else was faster; everything else was saved. It is told once: *conflicts* lists
+                the entries, and their next look-ups get what is stored.
+            NotStorable, StoreError: an entry cannot be saved, and stays in memory; everything else was.
             ValueError: there is no *store*.
         """
         keeper = self._kept()
@@ -1746,14 +1748,18 @@ class Registry(OrderedDict[K, V]):
         """Somebody else has saved *key*: what is in memory is out of date, and no look-up may find it any more."""
         gone: list[_Gone] = []
         with self._lock:
-            for value in (_look(self, key, _MISSING), self._in_tail(key, _MISSING)):
-                if value is not _MISSING:
-                    outdate(key, value, error)
-            del value
-            if self._tail is not None:
-                self._tail.pop(key, None)
-            self._discard(key, Cause.REPLACED, gone)
+            self._let_stale_go(key, error, gone)
         self._tell(gone)
+
+    def _let_stale_go(self, key: Any, error: StoreError, gone: list[_Gone]) -> None:
+        """As `_drop_stale`; the lock is held, and *gone* is to be told when it is not."""
+        for value in (_look(self, key, _MISSING), self._in_tail(key, _MISSING)):
+            if value is not _MISSING:
+                outdate(key, value, error)
+        del value
+        if self._tail is not None:
+            self._tail.pop(key, None)
+        self._discard(key, Cause.REPLACED, gone)
 
     async def drain(self) -> None:
         """Wait until every asynchronous release that was started has ended; run here those that have no loop."""

@@ -586,7 +586,12 @@ class AsyncSession(_Base):
             if inspect.isawaitable(result):
                 await shield.run(result, _described(release), self._timeout)
         except Exception:
-            logger.exception("releasing what came when %s had been closed failed: %s", self._label(), release)
+            logger.exception(
+                "releasing what came when %s had been closed failed: %s",
+                self._label(),
+                release,
+                extra={"event_name": "session.release_failed", "session": self._label()},
+            )
         shield.deliver()
 
     async def aclose(self) -> None:
@@ -743,7 +748,13 @@ class _Failures:
         for failure in self._found:
             notes = "; ".join(getattr(failure, "__notes__", ()))
             note(goes_on, f"{type(failure).__name__}: {failure} ({notes})")
-            logger.error("a release of %s failed: %s", self._label, notes, exc_info=failure)
+            logger.error(
+                "a release of %s failed: %s",
+                self._label,
+                notes,
+                exc_info=failure,
+                extra={"event_name": "session.release_failed", "session": self._label},
+            )
         self._found.clear()
         interrupt, self._interrupt = self._interrupt, None
         if interrupt is not None:
@@ -891,7 +902,11 @@ class _Owner:
             await shield.run(self.exit(entered, cancelled), _described(entered))
         except Exception as failure:
             note(cancelled, f"{type(failure).__name__}: {failure} (while releasing {_described(entered)})")
-            logger.exception("releasing what had just been entered in %s failed", self._label)
+            logger.exception(
+                "releasing what had just been entered in %s failed",
+                self._label,
+                extra={"event_name": "session.release_failed", "session": self._label},
+            )
 
     def _check_loop(self) -> None:
         if self._loop is not asyncio.get_running_loop():
@@ -1048,7 +1063,10 @@ class _Owner:
             except BaseException as failure:
                 held.failure = failure
                 logger.exception(
-                    "%s was not closed before its event loop; releasing %s failed", self._label, _described(held)
+                    "%s was not closed before its event loop; releasing %s failed",
+                    self._label,
+                    _described(held),
+                    extra={"event_name": "session.release_failed", "session": self._label},
                 )
         if not self._shut:
             self.cancelled = None  # that was the loop's end

@@ -414,4 +414,10 @@ def managed_local(factory: Callable[[], T], close: Closer = "auto") -> ManagedLo
 
 
 def _closing_failed(name: str, value: Any, error: BaseException) -> None:
-    logger.error("closing a %r of managed_local %r failed", type(value).__name__, name, exc_info=error)
+    logger.error(
+        "closing a %r of managed_local %r failed",
+        type(value).__name__,
+        name,
+        exc_info=error,
+        extra={"event_name": "local.close_failed", "local": name},
+    )

@@ -113,7 +113,7 @@ class WriteBehindStats:
     outage: bool
     """Whether the last save failed so."""
     hook_errors: int
-    """Times that *on_conflict* raised; each was logged."""
+    """Times that *on_conflict* raised; the log says so, once a minute."""
 
 
 class _Part:
@@ -901,13 +901,16 @@ class WriteBehind:
                 self._answer(refused, failure)
                 raise
             rejected = self._settle(batch, saved, refused, failure)
+            told = self._on_conflict is not None
             for one in rejected:
                 self._tell(one)
+                if told and (keeper := self._keeper()) is not None:
+                    keeper._refused(one)  # before whoever waits hears that all is well
             self._answer(refused, failure)
         # With the drive free, unless *on_conflict* has led here: a keeper takes locks of its own.
         if (keeper := self._keeper()) is not None:
-            for one in rejected:
-                keeper._refused(one.key)
+            for one in () if told else rejected:
+                keeper._refused(one)
             if saved:
                 keeper._saved()
         return True
@@ -1455,6 +1458,13 @@ class WriteBehind:
         self._heads.setdefault(key, _ANY)
         self._leaving.discard(key)
 
+    def _keep_head(self, key: Hashable, head: Head) -> None:
+        """*key* came from the store with this *head*; if it was untracked since, it is not so any more."""
+        with self._lock:
+            self._leaving.discard(key)
+            if key not in self._pending and key not in self._saving:
+                self._heads.setdefault(key, head)
+
     def _is_tracked(self, key: Hashable) -> bool:
         return key in self._heads
 
@@ -1465,6 +1475,12 @@ class WriteBehind:
                 self._fences.pop(key, None)
             else:
                 self._fences[key] = token
+
+    def _knows(self, key: Hashable) -> bool:
+        """Whether `load` need not ask the store, because what is unsaved is all there is to know of *key*."""
+        with self._lock:
+            entry = self._unsaved_of(key)
+            return entry is not None and entry.whole and key not in self._rejected
 
     def tracked(self, key: Hashable) -> Head | None:
         """The head of *key* as last saved here, or as given to `track`; ``None``: not known, or not there."""
@@ -1620,7 +1636,7 @@ class _Keeper(Protocol):
     def _saved(self) -> None:
         """Something was saved."""
 
-    def _refused(self, key: Any) -> None:
+    def _refused(self, one: Rejected) -> None:
         """The entry was rejected."""
 
 

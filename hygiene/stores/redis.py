@@ -288,6 +288,7 @@ class RedisStore(ServerStore):
                 "store %s: the server has maxmemory-policy %s and will delete conversations when it is short of "
                 "memory; set noeviction",
                 self.address, policy,
+                extra={"event_name": "store.server_evicts", "store": self.address},
             )  # fmt: skip
 
     def _configured(self, name: str) -> str:
@@ -570,6 +571,7 @@ def _open_line(connect: Callable[[], Any], prefix: str, wait: float, watcher: Wa
                 _log.warning(
                     "%s: the server does not tell of changes (%s); it is asked every %g s",
                     watcher.name, error, watcher.interval,
+                    extra={"event_name": "store.watch_asks", "store": watcher.name},
                 )  # fmt: skip
             watcher.refused = True
         # Anew: it may be half a listener by now.

@@ -215,6 +215,7 @@ class ServerStore(ABC):
         self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
         self.encode = self._codec.encode
         self.decode = functools.partial(decode, self._codec)
+        _everywhere.add(self)
 
     # What each server does in its own words. All raise StoreUnavailable if it cannot be reached.
 
@@ -744,6 +745,7 @@ class ServerStore(ABC):
                 _log.warning(
                     "store %s: %s: space %r, key %s, item %s",
                     self.address, problem, ref.space, _shown(ref.key), sequence,
+                    extra={"event_name": "store.quarantined", "store": self.address, "of": self},
                 )  # fmt: skip
             return
         raise self._busy("repair")
@@ -835,6 +837,9 @@ def _conflict(conflicts: list[tuple[str, Any, int, int]], batch: Sequence[Change
         tuple(conflicts),
         tuple((change.space, change.key) for change in batch),
     )
+
+
+_everywhere: weakref.WeakSet[ServerStore] = weakref.WeakSet()  # for reports
 
 
 def reference_of(raw_space: bytes, raw_key: bytes) -> Reference:

@@ -124,7 +124,12 @@ class Probe:
                 # The connection stands and the server is only slow, or busy: what is missed now is seen next time. To
                 # drop everything would only give it more to do.
                 if not self._refused:
-                    _log.warning("%s: cannot ask what has changed (%s); asks again", watcher.name, error)
+                    _log.warning(
+                        "%s: cannot ask what has changed (%s); asks again",
+                        watcher.name,
+                        error,
+                        extra={"event_name": "store.watch_failed", "store": watcher.name},
+                    )
                 self._refused = True
                 break
             self._refused = False
@@ -181,6 +186,7 @@ class Watcher:
                     _log.warning(
                         "%s: not told any more what changes elsewhere (%s: %s); tries again",
                         self.name, type(error).__name__, error,
+                        extra={"event_name": "store.watch_lost", "store": self.name},
                     )  # fmt: skip
             if self.stopped():
                 return
@@ -192,7 +198,11 @@ class Watcher:
     def _begin(self, line: Line, *, missed: bool) -> None:
         self.listening = True
         if missed:
-            _log.info("%s: told again what changes elsewhere", self.name)
+            _log.info(
+                "%s: told again what changes elsewhere",
+                self.name,
+                extra={"event_name": "store.watch_back", "store": self.name},
+            )
             self._tell(None)
         elif line.tells and self.known:
             self._report(list(self.known))  # they may have changed while the line was being opened
@@ -212,7 +222,11 @@ class Watcher:
         try:
             self._changed(keys)
         except BaseException:  # nobody interrupts this thread: whatever it is, the callback has raised it
-            _log.exception("%s: the callback failed; the watch goes on", self.name)
+            _log.exception(
+                "%s: the callback failed; the watch goes on",
+                self.name,
+                extra={"event_name": "store.callback_failed", "store": self.name, "of": self},
+            )
 
     def stopped(self) -> bool:
         """Whether the thread is to end."""

@@ -183,7 +183,7 @@ def test_a_raising_hook_is_logged_and_counted(caplog: pytest.LogCaptureFixture) 
 
     assert {"b": 3} == registry
     assert 2 == registry.stats().hook_errors
-    assert ["hygiene", "hygiene"] == [record.name for record in caplog.records]
+    assert ["hygiene"] == [record.name for record in caplog.records]  # once a minute
     assert "on_evict of registry sessions raised for key 'a'" in caplog.text
     assert "hook out of order" in caplog.text
 
