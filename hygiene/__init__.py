@@ -4,6 +4,7 @@ Start with `Registry`, `managed_session` and `Pool` in code of your own, and wit
 rather not touch.
 """
 
+import hygiene.compact  # noqa: F401 - it tells `History` what compact=True means
 from hygiene.cleanup import (
     Cleanup,
     ShutdownReport,

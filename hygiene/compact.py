@@ -21,7 +21,7 @@ before that, without the lock.
 
 **When.** The newest items and the kept ones are left alone. Each further item is tried once, a run at a time, while
 others come in; mostly a request that is under way still holds some, so with these it waits for a while. What was left
-open is tried again after as many items have come as there are, so that trying stays cheap.
+open is tried again after half as many items have come as there are, so that trying stays cheap.
 
 **Values.** Each reading of a sealed item makes a new object. There is no cache of objects, which would let a change
 inside an item be seen for a while and then be lost; only of bytes, so that a loop over indexes decompresses once.
@@ -40,7 +40,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from opcode import opmap
-from typing import Any, Final, Self, SupportsIndex, TypeVar, overload
+from typing import Any, Final, SupportsIndex, TypeVar, overload
 
 import msgspec
 
@@ -56,10 +56,11 @@ T = TypeVar("T")
 # Measured with the messages of a chat, in bytes a message: runs of 32: 45, of 64: 40, of 256: 34, and each item that is
 # read alone costs the decoding of its run.
 _RUN = 64
-_HOT = 64  # newest items that are never sealed: they are what is read
+_HOT = 32  # newest items that are never sealed: they are what is read
 _LEAST = 16  # items: what a segment costs by itself has to be worth it
-_PATIENCE = 64  # appends to wait for who holds an item
-_AGAIN = 1024  # items to come before those left open are tried again, or as many as there are
+_PATIENCE = 64  # appends to wait for who holds an item,
+_STEP = 8  # and of these, one in so many looks
+_AGAIN = 1024  # items to come before those left open are tried again, or half as many as there are
 # Level 6 takes twice as long for 6 % less.
 _LEVEL = 1
 _DEEPEST = 32
@@ -144,7 +145,7 @@ class CompactHistory(History[T]):
     different:
 
     - **Sealed items are values.** Each reading makes a new object: ``history[3] is history[3]`` is false, and
-      ``history[3]["seen"] = True`` is lost. Write it back: ``history[3] = {**history[3], "seen": True}``. The newest 64
+      ``history[3]["seen"] = True`` is lost. Write it back: ``history[3] = {**history[3], "seen": True}``. The newest 32
       items, the kept ones, a summary, and each item that somebody else holds a reference to are never sealed.
     - **C code that reads the storage of a list itself** refuses it: ``orjson.dumps`` and ``msgspec.json.encode`` raise
       ``TypeError``. Give them ``list(history)``. So does ``list.copy(history)``, and all that is called by the name of
@@ -152,8 +153,8 @@ class CompactHistory(History[T]):
     - Reading sealed items takes a microsecond each in a loop, and some 40 for one alone.
 
     Sealed is only what comes back equal and of exactly the same types: dicts with texts and whole numbers as keys,
-    lists, texts, numbers, bytes and ``None``, in each other up to 32 deep. All else (tuples, dates, dataclasses, models)
-    stays open, and costs what it always has.
+    lists, texts, numbers, bytes and ``None``, in each other up to 32 deep. All else (tuples, dates, dataclasses,
+    models) stays open, and costs what it always has.
 
     With *max_bytes*, measured by the default, a sealed item counts with its share of the compressed bytes: about ten
     times as many fit. A *getsizeof* of yours is asked once about each item, as ever.
@@ -184,7 +185,7 @@ class CompactHistory(History[T]):
             found = _get(self, index)  # it has changed meanwhile
         return found
 
-    def _items(self, where: slice) -> list[T]:  # type: ignore[override] # there a method of list's
+    def _items(self, where: slice, /) -> list[T]:
         slots = _get(self, _ALL)
         start, stop, step = where.indices(len(slots))
         if step == 1:
@@ -253,18 +254,18 @@ class CompactHistory(History[T]):
         return self[:] == other if isinstance(other, list) else NotImplemented
 
     def __ne__(self, other: object, /) -> bool:
-        return not self == other if isinstance(other, list) else NotImplemented  # noqa: SIM201
+        return not self == other if isinstance(other, list) else NotImplemented
 
-    def __lt__(self, other: list[T], /) -> bool:
+    def __lt__(self, other: Any, /) -> bool:
         return self[:] < other if isinstance(other, list) else NotImplemented
 
-    def __le__(self, other: list[T], /) -> bool:
+    def __le__(self, other: Any, /) -> bool:
         return self[:] <= other if isinstance(other, list) else NotImplemented
 
-    def __gt__(self, other: list[T], /) -> bool:
+    def __gt__(self, other: Any, /) -> bool:
         return self[:] > other if isinstance(other, list) else NotImplemented
 
-    def __ge__(self, other: list[T], /) -> bool:
+    def __ge__(self, other: Any, /) -> bool:
         return self[:] >= other if isinstance(other, list) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment] # as a list's
@@ -301,7 +302,8 @@ class CompactHistory(History[T]):
     def _twin(self, copied: Callable[[Any], Any], memo: dict[int, Any]) -> Any:
         """What `copy` would make, item by item; but segments, which never change, are shared."""
         slots = _get(self, _ALL)
-        make, arguments, *rest = self.__reduce_ex__(4)
+        reduced: Any = self.__reduce_ex__(4)
+        make, arguments, *rest = reduced
         state, items = (*rest, None, None)[:2]
         made = make(*copied(arguments))
         memo[id(self)] = made
@@ -345,8 +347,9 @@ class CompactHistory(History[T]):
     def _fill(self, source: Iterable[T]) -> None:
         window = self._hygiene
         beside = _NOBODY
-        if type(source) in (list, tuple) and len(source) >= _HOT + _RUN:  # type: ignore[arg-type]
-            beside = frozenset(map(id, source))
+        if isinstance(source, (list, tuple)) and len(source) >= _HOT + _RUN:
+            # Of a list what stands in it, whatever a subclass makes of that.
+            beside = frozenset(map(id, list.__iter__(source) if isinstance(source, list) else source))
         if window.journal is None and any(map(_by_share, window.scales)):
             # Weighed before they are sealed most would have to leave that fit after.
             list.extend(self, source)
@@ -442,7 +445,10 @@ class CompactHistory(History[T]):
 
     def _align(self) -> None:
         window = self._hygiene
-        if all(len(scale.weights) == len(self) for scale in window.scales):
+        for scale in window.scales:
+            if len(scale.weights) != len(self):
+                break
+        else:
             return
         # A copy, or unpickled: sealed first, or most would have to leave that fit.
         self._seal(sys.maxsize, patient=False)
@@ -455,6 +461,21 @@ class CompactHistory(History[T]):
                     weights = [self._weight(scale, item) for item in _opened(slots, 0, len(slots))]
                 scale.weights[:] = weights
                 scale.total = sum(weights)
+
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of the items: a running sum with *max_bytes*, otherwise an estimate made when asked.
+
+        So `hygiene.sizing.sizeof`, and a registry with *max_bytes*, counts each segment once.
+        """
+        told = super().nbytes
+        if told is not None:
+            return told
+        slots = _get(self, _ALL)
+        sealed = {id(slot): slot for slot in slots if type(slot) is Segment}
+        left = sizeof([slot for slot in slots if id(slot) not in sealed])
+        return sys.getsizeof(self) + sum(one.nbytes for one in sealed.values()) + left
 
     # How it is sealed.
 
@@ -474,12 +495,16 @@ class CompactHistory(History[T]):
             # By another thread; or in this one, and a finalizer runs in the middle of it. Two at once do no harm.
             if window.sealing and patient:
                 return
+            if window.waiting and patient:
+                window.waiting -= 1
+                return
             window.sealing = True
         try:
+            # Once a call, and not in the loop, which would never end with items that cannot be sealed.
+            if window.tried >= max(len(self) // 2, _AGAIN):
+                window.tried, window.untried = 0, len(self)
             while most > 0:
                 size = len(self)
-                if window.tried >= max(size, _AGAIN):
-                    window.tried, window.untried = 0, size
                 untried = window.untried = min(window.untried, max(0, size - self._head()))
                 if untried < _HOT + _RUN:
                     return
@@ -505,7 +530,8 @@ class CompactHistory(History[T]):
         window = self._hygiene
         states = _states(slots, 1, beside)
         if patient and _HELD in states and window.patience < _PATIENCE:
-            window.patience += 1
+            window.patience += _STEP
+            window.waiting = _STEP - 1
             return False
         window.patience = 0
         for start, stop in _stretches(states):
@@ -587,9 +613,10 @@ def _sealed(items: list[Any]) -> tuple[Segment, list[Any]] | None:
     try:
         segment = Segment(items)
         values = segment.items()
-        return (segment, values) if values == items else None
+        same = values == items
     except Exception:  # an item is changed by another thread at this moment, or nothing that MessagePack has
         return None
+    return (segment, values) if same else None
 
 
 def _stretches(states: list[int]) -> Iterator[tuple[int, int]]:
@@ -637,19 +664,16 @@ def _state(value: Any, depth: int) -> int:
         inner = value
     else:
         return _OTHER
-    if _FLAT.issuperset(map(type, inner)):
-        return _FREE
-    if not depth:
-        return _OTHER
-    for one in inner:
-        if type(one) in _FLAT:
-            continue
-        state = _state(one, depth - 1)
-        if state != _FREE:
-            return state
-        if _refs(one) > _SOLE:
-            return _HELD
-    return _FREE
+    state = _FREE
+    if not _FLAT.issuperset(map(type, inner)):  # mostly they are, and this needs no loop
+        for one in inner:
+            if type(one) not in _FLAT:
+                state = _state(one, depth - 1) if depth else _OTHER
+                if state == _FREE and _refs(one) > _SOLE:
+                    state = _HELD
+                if state != _FREE:
+                    break
+    return state
 
 
 def _sole(items: list[Any]) -> int:

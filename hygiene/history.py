@@ -170,9 +170,7 @@ def _numbers(
     keep_first: int,
     compact: bool,  # noqa: FBT001 - as the others
 ) -> _Limits:
-    return _Limits(
-        maxlen=maxlen, max_tokens=max_tokens, max_bytes=max_bytes, keep_first=keep_first, compact=compact
-    )
+    return _Limits(maxlen=maxlen, max_tokens=max_tokens, max_bytes=max_bytes, keep_first=keep_first, compact=compact)
 
 
 _NO_LIMITS = _Limits()
@@ -261,6 +259,7 @@ class _Window:
         "tried",
         "untold",
         "untried",
+        "waiting",
     )
 
     def __init__(self, limits: _Limits, summary: object = _ABSENT) -> None:
@@ -280,7 +279,7 @@ class _Window:
         self.fresh = False  # something in `untold` may be told now
         self.hook_errors = 0
         # Of `hygiene.compact`, which says what they mean.
-        self.moved = self.tried = self.patience = 0
+        self.moved = self.tried = self.patience = self.waiting = 0
         self.untried = sys.maxsize
         self._renew()
 
@@ -633,7 +632,7 @@ class History(list[T]):
 
     @property
     def hook_errors(self) -> int:
-        """How often a hook, *count_tokens* or *getsizeof* failed; each was logged."""
+        """How often a hook, *count_tokens* or *getsizeof* failed; logged, of each once a minute."""
         return self._hygiene.hook_errors
 
     def _total(self, what: str) -> int | None:
@@ -658,7 +657,9 @@ class History(list[T]):
 
     # What `hygiene.compact` does in other ways, because there an item may not stand in its place itself.
 
-    _items: Callable[[Self, slice], list[T]] = list.__getitem__
+    def _items(self, where: slice, /) -> list[T]:
+        """The items at *where*, in whatever way a subclass reads them."""
+        return list.__getitem__(self, where)
 
     def _fill(self, source: Iterable[T]) -> None:
         """Take the first items."""
