@@ -46,7 +46,7 @@ import msgspec
 from hygiene.cleanup import close_at_shutdown
 from hygiene.janitor import aside, survive_fork
 from hygiene.registry import Registry
-from hygiene.reporting import Report, _encoder, _Options, _program, _survey
+from hygiene.reporting import Report, SessionReport, _encoder, _Options, _program, _survey
 
 __all__ = ["Exposure", "Frame", "Trimmed", "ask", "expose", "exposed"]
 
@@ -129,6 +129,7 @@ class Exposure:
         self._numbers: dict[int, tuple[int, weakref.ref[Registry[Any, Any]]]] = {}
         self._next = 1
         self._look_at = 0.0
+        self._sessions: tuple[SessionReport, ...] | None = None  # of the last time that they were looked for
         self._done: list[tuple[_Peer, bytes]] = []
         self._trimming = False
         self._paused_until: float | None = None
@@ -199,11 +200,10 @@ class Exposure:
                 getattr(self, end).close()
 
     def _let_go(self) -> None:
-        if os.getpid() == self._pid:
-            with contextlib.suppress(OSError):
-                found = os.lstat(self.path)
-                if (found.st_dev, found.st_ino) == self._file:  # or somebody has put another one there
-                    os.unlink(self.path)  # noqa: PTH108 - a string, as the socket has it
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == self._file:  # or somebody has put another one there
+                os.unlink(self.path)  # noqa: PTH108 - a string, as the socket has it
         self._hang_up()
 
     # The thread
@@ -213,7 +213,7 @@ class Exposure:
             while not self._closing:
                 self._turn()
         finally:
-            if os.getpid() == self._pid:
+            if os.getpid() == self._pid:  # or the user's code that was called here has forked
                 self._closing = True
                 self._let_go()
 
@@ -288,7 +288,7 @@ class Exposure:
             self._drop(peer)
             return
         if asked.do == "frame":
-            self._reply(peer, _message(self._frame()))
+            self._reply(peer, self._frame())
         else:
             self._trim(peer, asked)
 
@@ -309,27 +309,32 @@ class Exposure:
 
     # What is asked
 
-    def _frame(self) -> Frame | Refused:
+    def _frame(self) -> bytes:
+        """The answer, encoded."""
         try:
             began = time.monotonic()
             look = began >= self._look_at
             survey = _survey(_Options(keys=False, stacks=False, sessions=look))
+            report = survey.report
             if look:  # seldom where there are so many objects that it takes long
                 self._look_at = time.monotonic() + (time.monotonic() - began) / _LOOKING
-            report = survey.report
+                self._sessions = report.sessions
             pairs = sorted(
                 zip(survey.registries, report.registries, strict=True), key=lambda pair: -pair[1].stats.entries
             )
             largest = pairs[:_LARGEST]
-            return Frame(
-                report=dataclasses.replace(report, registries=tuple(told for _, told in largest)),
+            frame = Frame(
+                report=dataclasses.replace(
+                    report, registries=tuple(told for _, told in largest), sessions=self._sessions
+                ),
                 numbers=tuple(self._number(registry) for registry, _ in largest),
                 unseen=len(pairs) - len(largest),
                 may_trim=self.trim,
                 started=self._started,
             )
+            return _message(frame)
         except Exception as error:  # the thread must go on whatever a program has made of its registries
-            return Refused(f"{type(error).__name__}: {error}")
+            return _message(Refused(f"no report could be made: {type(error).__name__}"))
 
     def _number(self, registry: Registry[Any, Any]) -> int:
         """A number that no other registry gets, however often addresses are used anew."""
@@ -485,7 +490,7 @@ def _bind(path: str | os.PathLike[str] | None) -> tuple[socket.socket, str, tupl
                     ) from error
                 raise
             os.chmod(target, 0o600)  # noqa: PTH101
-            listener.listen(_PEERS)  # from here on others can connect
+            listener.listen()  # from here on others can connect
             found = os.lstat(target)
     except BaseException:
         listener.close()

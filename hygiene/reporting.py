@@ -361,7 +361,9 @@ def _survey(options: _Options) -> _Survey:
         monitors=records(lambda: alive(MemoryMonitor), _monitor, "memory monitor"),
         cleanups=records(_cleanups, _cleanup, "cleanup"),
         shared=shared,
-        locals=records(lambda: alive(ManagedLocal), lambda one: LocalReport(one._name, len(one)), "managed local"),
+        locals=records(
+            lambda: alive(ManagedLocal), lambda one: LocalReport(_text(one._name), len(one)), "managed local"
+        ),
         janitor=_or(_janitor, JanitorReport(running=janitor.running, charges=0, wakeups=0, next_due=None)),
         problems=tuple(problems),
     )
@@ -372,7 +374,7 @@ def _program() -> str:
     """What the process runs: its script, or the package that was started with ``-m``."""
     path = PurePath(sys.argv[0] if sys.argv else "")
     name = path.parent.name if path.name == "__main__.py" else path.name
-    return "python" if name in {"", "-c", "-m"} else name
+    return "python" if name in {"", "-c", "-m"} else _text(name)
 
 
 def _or(function: Callable[[], T], default: T) -> T:
@@ -383,12 +385,22 @@ def _or(function: Callable[[], T], default: T) -> T:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_cut(_or(lambda: str(error), '?'))}"
+    return f"{type(error).__name__}: {_text(_or(lambda: str(error), '?'))[: 2 * _KEY]}"
 
 
 def _name_of(thing: object) -> str:
     name = _or(lambda: getattr(thing, "_name", None) or getattr(thing, "name", None), None)
-    return repr(name) if isinstance(name, str) else type(thing).__name__
+    return _text(repr(name)) if isinstance(name, str) else type(thing).__name__
+
+
+def _text(name: object) -> str:
+    """*name* as text that can be encoded: paths may have bytes that no text has, and a name may be anything."""
+    text = name if isinstance(name, str) else _or(lambda: repr(name), "?")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _named(name: object) -> str | None:
+    return None if name is None else _text(name)
 
 
 def _cut(text: str) -> str:
@@ -402,7 +414,7 @@ def _shown(key: Any, options: _Options) -> str | None:
     if type(key) in {str, bytes}:
         return _cut(repr(key[:_KEY]))
     try:
-        return _cut(repr(key))
+        return _text(_cut(repr(key)))
     except Exception:
         return f"<{type(key).__name__} that has no repr>"
 
@@ -417,17 +429,20 @@ def _registry(registry: Registry[Any, Any], options: _Options) -> RegistryReport
     keeper = registry._keeper
     columns: Iterable[Registry[Any, Any]] = getattr(registry, "_present", tuple)()
     owner = registry.owner
+    stats = registry.stats()
+    if not isinstance(stats, RegistryStats):
+        raise TypeError(f"its stats() returned {type(stats).__name__}, not RegistryStats")
     return RegistryReport(
-        name=registry._name,
+        name=_named(registry._name),
         owner=None if owner is None else type(owner).__qualname__,
-        columns=tuple(column._name or "?" for column in columns),
+        columns=tuple(_text(column._name or "?") for column in columns),
         maxsize=None if registry._bound == sys.maxsize else int(registry._bound),
         max_bytes=None if registry._byte_bound is None else int(registry._byte_bound),
         ttl=limits.ttl,
         idle=limits.idle,
         policy=limits.policy if isinstance(limits.policy, str) else limits.policy.__name__,
         store=None if keeper is None else _address(keeper.store),
-        stats=registry.stats(),
+        stats=stats,
         leases=_leases(registry, options),
         creating=tuple(_shown(key, options) for key in list(registry._flights)[:_NAMED]),
     )
@@ -441,14 +456,14 @@ def _leases(registry: Registry[Any, Any], options: _Options) -> tuple[LeaseRepor
 def _pool(pool: Any, options: _Options, now: float) -> PoolReport:
     holders = tuple(
         HolderReport(
-            thread=holder.thread,
+            thread=_named(holder.thread),
             age=holder.age,
             since=None if holder.age is None else now - holder.age,
-            stack=holder.stack if options.stacks else "",
+            stack=_text(holder.stack) if options.stacks else "",
         )
         for holder in pool.holders()
     )
-    return PoolReport(pool.name, type(pool).__name__, pool.closed, pool.stats(), holders)
+    return PoolReport(_text(pool.name), type(pool).__name__, pool.closed, pool.stats(), holders)
 
 
 def _sessions() -> list[Session | AsyncSession]:
@@ -467,8 +482,8 @@ def _session(session: Session | AsyncSession) -> SessionReport | None:
     releases = getattr(session, "_releases", None)
     if releases is None:
         return None  # closed, or just being made
-    listed = [_cut(_described(release)) for release, _, _ in list(releases)[: -_NAMED - 1 : -1]]
-    return SessionReport(session.name, type(session).__name__, len(releases), tuple(listed))
+    listed = [_text(_cut(_described(release))) for release, _, _ in list(releases)[: -_NAMED - 1 : -1]]
+    return SessionReport(_named(session.name), type(session).__name__, len(releases), tuple(listed))
 
 
 def _stores() -> Iterator[Any]:
@@ -501,7 +516,7 @@ def _store(store: Any) -> StoreReport:
 
 
 def _address(store: Any) -> str:
-    return str(getattr(store, "address", None) or getattr(store, "path", None) or type(store).__name__)
+    return _text(str(getattr(store, "address", None) or getattr(store, "path", None) or type(store).__name__))
 
 
 def _writer(writer: WriteBehind) -> WriteBehindReport:
@@ -513,7 +528,7 @@ def _writer(writer: WriteBehind) -> WriteBehindReport:
     finally:
         lock.release()
     return WriteBehindReport(
-        writer.name, writer._space, _address(writer._store), writer.closed, writer._max_pending, stats
+        _text(writer.name), _text(writer._space), _address(writer._store), writer.closed, writer._max_pending, stats
     )
 
 
@@ -522,7 +537,7 @@ def _budget(budget: MemoryBudget) -> BudgetReport:
 
 
 def _monitor(monitor: MemoryMonitor) -> MonitorReport:
-    return MonitorReport(monitor.name, monitor.running, str(monitor.level), monitor._last, monitor.sheds)
+    return MonitorReport(_text(monitor.name), monitor.running, str(monitor.level), monitor._last, monitor.sheds)
 
 
 def _cleanups() -> list[object]:
@@ -534,13 +549,13 @@ def _cleanup(item: object) -> CleanupReport | None:
         if item._owner() is None:
             return None
         return CleanupReport(
-            item.name, "exit", None, item.priority, None, runs=0, errors=0, running=False, registered=False
+            _text(item.name), "exit", None, item.priority, None, runs=0, errors=0, running=False, registered=False
         )
     one = item._cleanup if isinstance(item, _Interval) else item
     if not isinstance(one, Cleanup):
         return None
     return CleanupReport(
-        name=one.name,
+        name=_text(one.name),
         on=one.on,
         every=one._every,
         priority=one.priority,
@@ -555,7 +570,7 @@ def _cleanup(item: object) -> CleanupReport | None:
 def _shared(shared: SharedResource[Any, Any], options: _Options, inner: set[int]) -> SharedReport:
     resources = shared._resources
     inner.add(id(resources))
-    return SharedReport(shared._name, len(resources), _leases(resources, options))
+    return SharedReport(_text(shared._name), len(resources), _leases(resources, options))
 
 
 def _janitor() -> JanitorReport:

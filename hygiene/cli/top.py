@@ -25,8 +25,10 @@ __all__ = ["View", "main", "sparkline"]
 
 _SAMPLES = 40  # of memory, in the header
 _OTHERS = 5  # pools, and stores, that are shown while the registries need the room
+_LEAST = 3  # registries that are shown before there is room for anything else
 _WIDE = 100  # columns from which on there is room for more of them
 _TIMEOUT = 2.0  # seconds in which keys do nothing, if the process does not answer
+_NOISE = 0.02  # a row of bars spans this part of its largest value at least, or noise would look like growth
 _BARS = "▁▂▃▄▅▆▇█"
 _ENTER, _ESCAPE, _BACKSPACE = "\r", "\x1b", "\x7f"
 _KEYS = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
@@ -65,6 +67,8 @@ class View:
         self._mode = "browse"
         self.message = ""
         """Told in the last line until the next key."""
+        self.trouble = ""
+        """Told there until the process answers again."""
         self.over = False
         """Whether the user has had enough."""
         self.wanted: tuple[int, str] | None = None
@@ -72,7 +76,7 @@ class View:
 
     def show(self, frame: Frame) -> None:
         """Take in what the process has answered."""
-        self._frame = frame
+        self._frame, self.trouble = frame, ""
         self._memory.append(frame.report.rss)
         then, before = self._before
         evicted = {number: sum(one.stats.evictions.values()) for one, number in _rows(frame)}
@@ -174,10 +178,14 @@ class View:
             return Text("waiting for the process", style="dim")
         report = frame.report
         parts: list[RenderableType] = [self._head(report, frame.started), self._memory_line(report), Text()]
-        below = [table for table in (self._pools(report, height), self._writers(report, height)) if table is not None]
+        below = [table for table in (self._pools(report, height), self._writers(report, width, height)) if table]
         rest = [Text(), self._rest(report)] + ([Text(), self._last_line(width)] if self._live else [])
-        lines = len(parts) + sum(table.row_count + 2 for table in below) + len(rest) + 1
-        room = None if height is None else max(height - lines, 1)
+        room = None
+        if height is not None:
+            room = height - len(parts) - len(rest) - 1
+            while below and room - sum(table.row_count + 2 for table in below) < _LEAST:
+                below.pop()
+            room = max(room - sum(table.row_count + 2 for table in below), 1)
         parts.append(self._registries(width, room))
         for table in below:
             parts += [Text(), table]
@@ -192,8 +200,9 @@ class View:
 
     def _memory_line(self, report: Report) -> Text:
         told = [(f"memory {_size(report.rss)} ", "bold"), (sparkline(self._memory), "cyan")]
-        if len(self._memory) > 1:
-            told.append((f" {_size(min(self._memory))} to {_size(max(self._memory))}", "dim"))
+        least, most = _size(min(self._memory)), _size(max(self._memory))
+        if least != most:
+            told.append((f" {least} to {most}", "dim"))
         for monitor in report.monitors[:1]:
             style = {"normal": "green", "warn": "yellow"}.get(monitor.level, "bold red")
             told.append((f"  {_clean(monitor.level)}", style))
@@ -246,7 +255,7 @@ class View:
                 cells.append("-" if not rate else f"{rate:,.1f}")
             cells.append(f"{stats.leased:,}" if stats.leased else "-")
             if wide:
-                cells.append(Text(_clean(one.store or "-")))
+                cells.append(Text(_end(one.store or "-", 24)))
             marked = self._live and chosen is not None and number == chosen[1]
             table.add_row(*cells, style="reverse" if marked else None)
         if not rows:
@@ -257,7 +266,7 @@ class View:
         if not report.pools:
             return None
         table = _table("pool")
-        for name in ("in use", "idle", "waiting", "timed out", "dropped", "held longest"):
+        for name in ("in use", "idle", "waiting", "timeouts", "dropped", "held"):
             table.add_column(name, justify="right", no_wrap=True)
         pools = sorted(report.pools, key=_busiest, reverse=True)
         for one in pools if height is None else pools[:_OTHERS]:
@@ -275,7 +284,7 @@ class View:
             )
         return table
 
-    def _writers(self, report: Report, height: int | None) -> Table | None:
+    def _writers(self, report: Report, width: int, height: int | None) -> Table | None:
         if not report.stores:
             return None
         table = _table("store")
@@ -284,17 +293,17 @@ class View:
         table.columns[1].max_width = 16
         rows: list[tuple[str, WriteBehindReport | None, str]] = []
         for store in report.stores:
-            name = f"{store.kind} {store.address}"
+            name = _end(store.address, max(width - 56, 14))
             found = [one for one in report.writers if one.store == store.address]
             state = "closed" if store.closed else "open"
             rows += [(name, one, state) for one in found] or [(name, None, state)]
         for name, writer, state in rows if height is None else rows[:_OTHERS]:
             if writer is None:
-                table.add_row(Text(_clean(name)), "-", "-", "-", "-", "-", state)
+                table.add_row(Text(name), "-", "-", "-", "-", "-", state)
                 continue
             stats = writer.stats
             table.add_row(
-                Text(_clean(name)),
+                Text(name),
                 Text(_clean(writer.name)),
                 f"{stats.pending:,}",
                 f"{stats.saved:,}",
@@ -308,7 +317,7 @@ class View:
         registered = [one for one in report.cleanups if one.registered]
         failed = sum(one.errors for one in registered)
         parts = [
-            *(() if report.sessions is None else (f"sessions {len(report.sessions)}",)),
+            f"sessions {len(report.sessions or ()):,}",
             f"shared {sum(one.open for one in report.shared)}",
             f"cleanups {len(registered)}" + (f" ({failed:,} failed)" if failed else ""),
             f"janitor {'looks after ' + str(report.janitor.charges) if report.janitor.running else 'not running'}",
@@ -326,8 +335,8 @@ class View:
             return _line((question, "bold yellow"))
         if self._mode == "filter":
             return _line((f"/{self._filter}▏", "bold"), ("  Enter keeps it, Esc drops it", "dim"))
-        if self.message:
-            return _line((_clean(self.message), "yellow"))
+        if said := self.message or self.trouble:
+            return _line((_clean(said), "yellow"))
         keys = [("q", "quit"), ("s", "sort"), ("r", "reverse"), ("/", "filter"), ("↑↓", "choose")]
         if self._frame is not None and self._frame.may_trim:
             keys.append(("t", "trim"))
@@ -340,13 +349,13 @@ class View:
 
 
 def sparkline(values: Any) -> str:
-    """*values* as a row of bars, from the smallest to the largest."""
+    """*values*, none of them negative, as a row of bars."""
     found = list(values)
     if not found:
         return ""
     low, high = min(found), max(found)
-    steps = len(_BARS) - 1
-    return "".join(_BARS[round((value - low) / (high - low) * steps) if high > low else 0] for value in found)
+    span = max(high - low, high * _NOISE)
+    return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1)) if span else 0] for value in found)
 
 
 def _rows(frame: Frame) -> list[_Row]:
@@ -373,6 +382,12 @@ def _line(*parts: tuple[str, str]) -> Text:
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
+def _end(text: str, most: int) -> str:
+    """The end of *text*: of a path it is the name of the file that tells."""
+    text = _clean(text)
+    return text if len(text) <= most else f"…{text[-most + 1 :]}"
+
+
 def _clean(text: str) -> str:
     """*text* without what a terminal would obey: names come from another process."""
     return "".join(character if character.isprintable() else "?" for character in text)
@@ -395,7 +410,7 @@ def main(process: str | None, *, every: float, once: bool) -> None:
     """
     console = Console()
     if process is None:
-        _list(console)
+        _list()
         return
     path = _path_of(process)
     with _told(path):
@@ -408,11 +423,10 @@ def main(process: str | None, *, every: float, once: bool) -> None:
     _watch(console, path, frame, every)
 
 
-def _list(console: Console) -> None:
+def _list() -> None:
     table = Table(box=None, header_style="bold underline", pad_edge=False)
     for name in ("process", "program", "memory", "registries", "pools", "socket"):
-        table.add_column(name, justify="left" if name in {"program", "socket"} else "right", no_wrap=name != "socket")
-    table.columns[-1].overflow = "fold"  # to be copied
+        table.add_column(name, justify="left" if name in {"program", "socket"} else "right", no_wrap=True)
     for path in exposed():
         try:
             report = _frame(path).report
@@ -428,7 +442,7 @@ def _list(console: Console) -> None:
             Text(_clean(path)),
         )
     if table.row_count:
-        console.print(table)
+        Console(width=1_000).print(table)  # a path in two pieces could not be copied
     else:
         print("No process of yours can be seen: one has to call hygiene.expose().")
 
@@ -483,7 +497,7 @@ def _watch(console: Console, path: str, frame: Frame, every: float) -> None:
                 ended = f"process {frame.report.pid} has ended, or is exposed no more"
                 break
             except (OSError, ValueError) as problem:
-                view.message = f"no answer: {problem}"
+                view.trouble = f"no answer: {problem}"
     if ended:
         print(f"hygiene: {ended}", file=sys.stderr)
 
