@@ -1,8 +1,14 @@
-"""Helpers for the tests of code that uses hygiene."""
+"""For the tests of code that uses hygiene: a clock to turn by hand, and waiting for background work without sleeping.
+
+The pytest plugin, which fails a test that leaves something behind, is the module `pytest_hygiene`; what it looks for is
+in `hygiene.testing.leaks`.
+"""
 
 from __future__ import annotations
 
-__all__ = ["ManualClock"]
+from hygiene.testing.settling import asettle, settle
+
+__all__ = ["ManualClock", "asettle", "settle"]
 
 
 class ManualClock:
