@@ -31,6 +31,7 @@ import datetime as dt
 import gc
 import logging
 import os
+import random
 import threading
 import time
 import weakref
@@ -63,6 +64,8 @@ _KNOWN_ABSENT: Final = 1024  # keys looked up in vain whose absence is remembere
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None), dt.datetime})  # cannot be changed in place
 _ATTEMPTS: Final = 40  # to see that a registry is gone: 0.2 s in all
 _TRIES: Final = 3  # looks at a key that others are writing
+_FIRST_RETRY: Final = 0.1  # seconds until the store is asked again what has changed in it, growing ...
+_LAST_RETRY: Final = 5.0  # ... up to this
 _AGAIN: Any = object()
 _UNKNOWN: Any = object()
 _DROPPED: Final = frozenset({Cause.DELETED, Cause.CLEARED})
@@ -936,8 +939,22 @@ def _wind_up(writer: WriteBehind, opened: _Opened | None) -> None:
 
 def _hinted(reference: weakref.ref[Keeper], keys: Sequence[Any] | None) -> None:
     """Other processes may have saved *keys*; ``None``: any. Called in the store's thread."""
-    if (keeper := reference()) is not None:
-        keeper.refresh(keys)
+    pause = _FIRST_RETRY
+    while (keeper := reference()) is not None:
+        try:
+            keeper.refresh(keys)
+        except StoreUnavailable:
+            # Not to be missed: it may be the last that is said of a key. Nobody else waits in this thread, and what is
+            # told meanwhile stays in the connection.
+            del keeper
+            time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            pause = min(2 * pause, _LAST_RETRY)
+        except StoreError:
+            if not keeper.closed and not getattr(keeper.store, "closed", False):
+                raise
+            return
+        else:
+            return
 
 
 def _sunk(reference: weakref.ref[Keeper], key: Any, gone: weakref.ref[Any]) -> None:

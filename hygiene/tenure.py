@@ -11,8 +11,8 @@ nothing is excluded: that is what a lock is for.
 **A token** comes with the lease, and each save of the entry has to show it. A process that was stopped for longer than
 its lease lasts finds its save refused (`OwnershipLost`), whatever it believes.
 
-**Threads.** A task waits for the server in threads that are kept for this, and not in those of its event loop: there may
-be nothing but callers who wait for this very lease to be given back.
+**Threads.** A task waits for the server in threads that are kept for this, and not in those of its event loop: all of
+these may be waiting for this very lease to be given back.
 
 **Renewal** is the janitor's charge, three times as often as needed, in a thread aside, because the server may hang. Who
 misses it has lost the lease, and is told when it saves.
@@ -149,7 +149,7 @@ class Tenures:
                     await asyncio.sleep(_jittered(pause))
                     pause = min(2 * pause, _LAST_WAIT)
                 self._begin(key, tenure, token)
-                await _off_loop(lambda: self._refresh(key, tenure))
+                await _off_loop(functools.partial(self._refresh, key, tenure))
             except BaseException:
                 self._abort(key, tenure)
                 if tenure.token is not None:
@@ -182,7 +182,7 @@ class Tenures:
 
     def _undo(self, key: Any, token: int | None) -> None:
         if token is not None:
-            aside(lambda: self._store.release(self._space, key, token), "lease-return")
+            aside(lambda: self._give_back(key, token), "lease-return")
 
     def _begin(self, key: Any, tenure: Tenure, token: int) -> None:
         self._keeper.writer.fence(key, token)
@@ -290,11 +290,19 @@ class Tenures:
         note(error, f"while the lease of {key!r} ended: {failed}")
 
     def _return(self, key: Any, tenure: Tenure) -> None:
-        writer = self._keeper.writer
         try:
             if tenure.token is not None:
-                writer.fence(key, None)
-                self._store.release(self._space, key, tenure.token)
+                self._keeper.writer.fence(key, None)
+                self._give_back(key, tenure.token)
+        finally:
+            with self._lock:
+                if self._held.get(key) is tenure:
+                    del self._held[key]
+            tenure.ended.set_result(None)
+
+    def _give_back(self, key: Any, token: int) -> None:
+        try:
+            self._store.release(self._space, key, token)
         except StoreError as failed:
             # It ends by itself when its time is over; others wait so long.
             logger.warning(
@@ -303,11 +311,6 @@ class Tenures:
                 failed,
                 extra={"event_name": "lease.not_returned", "space": self._space, "of": self},
             )
-        finally:
-            with self._lock:
-                if self._held.get(key) is tenure:
-                    del self._held[key]
-            tenure.ended.set_result(None)
 
     # Renewal
 

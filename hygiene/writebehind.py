@@ -974,12 +974,24 @@ class WriteBehind:
         return True
 
     def _write(self, keys: Sequence[Any], changes: list[Change], *, sync: bool) -> list[Head | None]:
-        fences = self._fences
-        if fences and (fence := {(self._space, key): fences[key] for key in keys if key in fences}):
+        while fence := self._fences_of(keys):
             store: Any = self._store  # one that has leases
-            heads: list[Head | None] = store.save(changes, sync=sync, fence=fence)
-            return heads
+            try:
+                heads: list[Head | None] = store.save(changes, sync=sync, fence=fence)
+            except OwnershipLost:
+                # A lease that was given back while the save was on its way is not lost, and not needed.
+                if self._fences_of(keys) == fence:
+                    raise
+            else:
+                return heads
         return self._store.save(changes, sync=sync)
+
+    def _fences_of(self, keys: Sequence[Any]) -> dict[tuple[str, Any], int]:
+        fences = self._fences
+        if not fences:
+            return {}
+        with self._lock:
+            return {(self._space, key): fences[key] for key in keys if key in fences}
 
     def _changes(self, key: Any, entry: _Entry) -> list[Change]:
         """The records for *entry*; the first of them says which version it builds on."""

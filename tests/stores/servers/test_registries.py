@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import pytest
 
-from hygiene import History, OwnershipLost, Registry, StoreError, VersionConflict
+from hygiene import History, OwnershipLost, Registry, StoreError, StoreUnavailable, VersionConflict
+from hygiene.keeping import Keeper, _hinted
 
 PATIENCE = 30.0
+SOON = 10.0  # a lease that is not given back holds three times as long
+
+forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 
 Open = Callable[..., Registry[Any, Any]]
 
@@ -289,3 +298,290 @@ def test_threads_share_a_lease(bots: Open) -> None:
     with there.lease("alice") as messages:
         assert isinstance(messages, History)
         assert 80 == len(set(messages)) == len(messages)
+
+
+def _keeper(registry: Registry[Any, Any]) -> Keeper:
+    keeper = registry._keeper
+    assert keeper is not None
+    return keeper
+
+
+def _without_hints(registry: Registry[Any, Any]) -> None:
+    hints = _keeper(registry)._hints
+    assert hints is not None
+    hints.close()
+
+
+def _soon(function: Callable[[], object]) -> None:
+    """Call it in a thread, which must end before a lease that was forgotten would."""
+    error: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as raised:  # noqa: BLE001 - shown by the test
+            error.append(raised)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(SOON)
+
+    assert [] == error
+    assert not thread.is_alive()
+
+
+def test_a_deletion_in_vain_is_no_absence(bots: Open) -> None:
+    """What could not be deleted, because another process had changed it, is there, and is not created over."""
+    here, there = bots(), bots()
+    here["alice"] = ["hello"]
+    here.flush()
+    assert ["hello"] == there["alice"]
+    _without_hints(there)
+    here["alice"].append("from here")
+    here.flush()
+    del there["alice"]
+    with pytest.raises(VersionConflict):
+        there.flush()
+
+    with there.lease("alice", create=list) as messages:
+        assert ["hello", "from here"] == messages
+
+
+def test_a_lease_tells_of_a_conflict_once(bots: Open) -> None:
+    """What was changed without a lease, and too late, is an error of the next lease; the one after that goes on."""
+    here, there = bots(), bots()
+    here["alice"] = ["hello"]
+    here.flush()
+    stale = there["alice"]
+    _without_hints(there)
+    here["alice"].append("from here")
+    here.flush()
+    stale.append("too late")
+    with pytest.raises(VersionConflict), there.lease("alice"):
+        pass
+
+    with there.lease("alice") as messages:
+        assert ["hello", "from here"] == messages
+
+
+async def test_the_body_of_a_lease_may_remove_the_entry(bots: Open) -> None:
+    """On an event loop, too: what is removed under its lease is known to be absent, and may be put and leased anew."""
+    here = bots()
+    async with here.lease("alice", create=list) as messages:
+        messages.append("first")
+        del here["alice"]
+
+        assert "alice" not in here
+        assert here.get("alice") is None
+
+        async with here.lease("alice", create=list) as again:
+            again.append("second")
+
+        assert ["second"] == here.pop("alice")
+        assert ["third"] == here.setdefault("alice", ["third"])
+
+    async with here.lease("alice") as messages:
+        assert ["third"] == messages
+
+
+async def test_a_lease_needs_no_thread_of_the_loop(bots: Open) -> None:
+    """All threads of the loop may be waiting, perhaps for this very lease: it is taken and given back all the same."""
+    here = bots()
+    loop, over = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(futures.ThreadPoolExecutor(1))
+    waiting = loop.run_in_executor(None, over.wait, PATIENCE)
+    try:
+        async with asyncio.timeout(SOON), here.lease("alice", create=list) as messages:
+            messages.append("hello")
+    finally:
+        over.set()
+        await waiting
+
+    assert {} == _keeper(here).tenures._held  # type: ignore[union-attr]
+
+
+def test_a_lease_whose_loop_is_gone_is_given_back(bots: Open) -> None:
+    """A task is dropped with its loop, in the middle of its lease: what it changed is saved, and nobody has to wait."""
+    here, there = bots(), bots()
+    loop = asyncio.new_event_loop()
+
+    async def hold(inside: asyncio.Event) -> None:
+        async with here.lease("alice", create=list) as messages:
+            messages.append("from the task")
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def begin() -> asyncio.Task[None]:
+        inside = asyncio.Event()
+        task = asyncio.create_task(hold(inside))
+        await inside.wait()
+        return task
+
+    task = loop.run_until_complete(begin())
+    task._log_destroy_pending = False  # type: ignore[attr-defined] # it is what is tested
+    loop.close()
+    del task
+    gc.collect()
+
+    def lease() -> None:
+        for bot in (there, here):
+            with bot.lease("alice") as messages:
+                assert ["from the task"] == messages
+
+    _soon(lease)
+
+
+async def test_a_generator_that_is_closed_gives_its_lease_back(bots: Open) -> None:
+    """An asynchronous generator is closed in the middle of its lease: when that is done, so is the save."""
+    here, there = bots(), bots()
+
+    async def stream() -> AsyncGenerator[Any, None]:
+        async with here.lease("alice", create=list) as messages:
+            messages.append("from the stream")
+            yield messages
+
+    opened = stream()
+    await anext(opened)
+    await opened.aclose()
+
+    assert {} == _keeper(here).tenures._held  # type: ignore[union-attr]
+    async with asyncio.timeout(SOON), there.lease("alice") as messages:
+        assert ["from the stream"] == messages
+
+
+@forks
+def test_a_forked_child_leaves_the_lease_to_its_parent(bots: Open) -> None:
+    """A child comes out of the block without an error, whoever had a lock meanwhile, and its parent has the lease."""
+    here, there = bots(), bots()
+    reading, writing = os.pipe()
+    locked, over = threading.Event(), threading.Event()
+    child = -1
+    found: list[Any] = []
+
+    def hold() -> None:
+        with _keeper(here).writer._lock:
+            locked.set()
+            over.wait(PATIENCE)
+
+    thread = threading.Thread(target=hold)
+    try:
+        with here.lease("alice", create=list) as messages:
+            thread.start()
+            locked.wait(PATIENCE)
+            child = os.fork()
+            if child:
+                over.set()
+                thread.join(PATIENCE)
+                messages.append("from the parent")
+                found = select.select([reading], [], [], SOON)[0]
+                assert _keeper(there).store.lease("chats", "alice") is None  # type: ignore[attr-defined]
+    except BaseException as error:
+        if child == 0:
+            os.write(writing, repr(error).encode())
+            os._exit(1)
+        raise
+    if child == 0:
+        os.write(writing, b"left")
+        os._exit(0)
+    if not found:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    assert found
+    assert b"left" == os.read(reading, 1000)
+    with there.lease("alice") as messages:
+        assert ["from the parent"] == messages
+    for end in (reading, writing):
+        os.close(end)
+
+
+@pytest.mark.parametrize("how", ["close", "aclose"])
+def test_closing_gives_leases_back(server: Any, prefix: str, bots: Open, how: str) -> None:
+    """A registry and its store are closed in the middle of a lease: it is saved, and nobody has to wait."""
+    there = bots()
+    with server.open(prefix) as store:
+        here: Registry[Any, Any] = Registry(store=store, name="chats")
+        lease = here.lease("alice", create=list)
+        lease.__enter__().append("hello")
+        if how == "close":
+            here.close()
+        else:
+            asyncio.run(here.aclose())
+    lease.__exit__(None, None, None)
+
+    _soon(lambda: there.lease("alice").__enter__())
+    assert ["hello"] == there["alice"]
+
+
+def test_a_save_that_its_lease_has_overtaken_is_saved(bots: Open) -> None:
+    """A lease is given back while what was changed after it is being saved: that is no loss of ownership."""
+    here = bots()
+    keeper = _keeper(here)
+    store: Any = keeper.store
+    save = store.save
+
+    def late(changes: Any, **options: Any) -> Any:
+        if options.get("fence"):
+            assert keeper.tenures is not None
+            token = keeper.tenures._held["alice"].token
+            keeper.writer.fence("alice", None)  # what the end of the lease does, just now
+            store.release("chats", "alice", token)
+        return save(changes, **options)
+
+    with here.lease("alice", create=list) as messages:
+        messages.append("hello")
+        store.save = late
+        here.flush()
+
+    assert ["hello"] == store.load("chats", "alice").value
+
+
+def test_a_hint_is_not_missed_while_the_store_is_away(bots: Open, wait: Any) -> None:
+    """The server tells of a change, and cannot be asked for it at once: it is asked again."""
+    here, there = bots(), bots()
+    here["alice"] = ["hello"]
+    here.flush()
+    assert ["hello"] == there["alice"]
+    store: Any = _keeper(there).store
+    versions, asked = store.versions, threading.Event()
+
+    def away(*_: Any) -> Any:
+        store.versions = versions
+        asked.set()
+        raise StoreUnavailable("away for a moment")
+
+    _without_hints(there)
+    store.versions = away
+    here["alice"].append("how are you")
+    here.flush()
+    hinted = threading.Thread(target=_hinted, args=(weakref.ref(_keeper(there)), ["alice"]))
+    hinted.start()
+    asked.wait(PATIENCE)
+
+    wait(lambda: ["hello", "how are you"] == there["alice"])
+    hinted.join(PATIENCE)
+
+
+def test_what_is_stale_is_not_saved_while_it_leaves(bots: Open) -> None:
+    """A value is changed at the moment at which it is found to be stale: what another process has saved stands."""
+    here, there = bots(), bots()
+    here["alice"] = {"n": 1}
+    here.flush()
+    stale = there["alice"]
+    _without_hints(there)
+    here["alice"] = {"n": 2}
+    here.flush()
+    keeper = _keeper(there)
+    untrack = keeper.writer.untrack
+
+    def untracked(key: Any) -> None:
+        untrack(key)
+        stale["n"] = 99
+        if dict.__contains__(there, key):
+            there.changed(key)
+
+    keeper.writer.untrack = untracked  # type: ignore[method-assign]
+    keeper.refresh(["alice"])
+    there.flush()
+
+    assert {"n": 2} == there["alice"]
