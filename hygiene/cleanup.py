@@ -583,9 +583,7 @@ class _Run:
         where = "" if job.asynchronous else ", in a thread of its own (not in the one that registered it)"
         note(error, f"while running cleanup {name!r}{where}")
         self._failed[name] = error
-        logger.error(
-            "cleanup %r failed", name, exc_info=error, extra={"event_name": "cleanup.failed", "cleanup": name}
-        )
+        logger.error("cleanup %r failed", name, exc_info=error, extra={"event_name": "cleanup.failed", "cleanup": name})
 
     def left_behind(self, job: _Job, why: str) -> None:
         """*job* did not end."""

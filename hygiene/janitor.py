@@ -23,6 +23,7 @@ from hygiene.logs import logger
 
 __all__ = ["Charge", "Janitor", "alive", "aside", "janitor", "leave_alone", "survive_fork"]
 
+
 class Charge(Protocol):
     """What the janitor looks after."""
 

@@ -533,9 +533,7 @@ def _relieve() -> int:
     try:
         call_within(relieve, _PATIENCE, 'the cleanups for "pressure"')
     except TimeoutError as error:
-        logger.warning(
-            "%s; the registries are trimmed meanwhile", error, extra={"event_name": "memory.cleanups_late"}
-        )
+        logger.warning("%s; the registries are trimmed meanwhile", error, extra={"event_name": "memory.cleanups_late"})
     return sum(one.runs for one in cleanups) - before
 
 
