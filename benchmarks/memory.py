@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import importlib
 import itertools
 import json
 import random
@@ -175,7 +176,7 @@ def estimates(sizes: Sizes, report: Report) -> None:
     report.rows.append(Row("sizeof: largest error, real conversations", error, "%", ERROR, note=note))
     full: Callable[[Any], int] | None = None
     try:
-        from pympler.asizeof import asizeof as full  # noqa: PLC0415 - one of the contenders
+        full = importlib.import_module("pympler.asizeof").asizeof  # one of the contenders
     except ImportError as missing:
         report.absent[THEIRS] = f"{type(missing).__name__}: {missing}"
     conversations["real messages"] = people[-1][: sizes.messages] if people else None
