@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from hygiene.closing import running_loop
+from hygiene.closing import note, running_loop
+from hygiene.errors import HygieneError
 
 if TYPE_CHECKING:
     from hygiene.registry import Registry
@@ -82,13 +83,14 @@ class Lease(Generic[V]):
         return cast("V", value)
 
     def __exit__(self, *exc_info: object) -> None:
+        error = _error_in(exc_info)
         try:
-            self._end()
+            self._end(error)
         finally:
             if self._tenures is not None and self._state == "over":
                 self._state = "given back"
                 assert self._tenure is not None
-                self._tenures.leave(self._key, self._tenure, _error_in(exc_info))
+                self._tenures.leave(self._key, self._tenure, error)
 
     async def __aenter__(self) -> V:
         self._begin()
@@ -138,23 +140,29 @@ class Lease(Generic[V]):
         return cast("V", value)
 
     async def __aexit__(self, *exc_info: object) -> None:
+        error = _error_in(exc_info)
         try:
-            self._end()
+            self._end(error)
         finally:
             if self._tenures is not None and self._state == "over":
                 self._state = "given back"
                 assert self._tenure is not None
-                await self._tenures.aleave(self._key, self._tenure, _error_in(exc_info))
+                await self._tenures.aleave(self._key, self._tenure, error)
 
     def _begin(self) -> None:
         if self._state != "new":
             raise RuntimeError(f"the lease on {self._key!r} was used already; ask the registry for another one")
         self._state = "entering"
 
-    def _end(self) -> None:
+    def _end(self, error: BaseException | None = None) -> None:
         if self._state == "held":
             self._state = "over"
-            self._registry._unpin(self._key)
+            try:
+                self._registry._unpin(self._key)
+            except HygieneError as failed:  # what was changed inside cannot be saved
+                if error is None:
+                    raise
+                note(error, f"while the lease of {self._key!r} ended: {failed}")
 
     def _creator(self) -> Callable[[], Any]:
         registry, key = self._registry, self._key

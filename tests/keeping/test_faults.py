@@ -545,6 +545,18 @@ def test_the_end_of_a_lease_names_what_cannot_be_saved(store: Gated) -> None:
         chats["a"] = 1
 
 
+def test_an_error_in_a_lease_is_not_hidden_by_what_cannot_be_saved(store: Gated) -> None:
+    """The block's own error goes on, and says on a note what else went wrong."""
+    with Registry[Any, Any]({"a": {"n": 1}}, maxsize=2, store=store, name="chats") as chats:
+        with pytest.raises(KeyError, match="the block's") as raised, chats.lease("a") as value:
+            value["s"] = {1}
+            raise KeyError("the block's")
+
+        assert ["while the lease of 'a' ended"] == [note.partition(":")[0] for note in raised.value.__notes__]
+        assert 0 == chats.stats().leased
+        chats["a"] = 1
+
+
 def test_close_names_what_cannot_be_saved_and_hands_it_to_the_hook(store: Gated) -> None:
     """All else is saved, and whoever listens gets the value; the store keeps its last good state."""
     gone: list[tuple[Any, Any]] = []
