@@ -548,7 +548,7 @@ def test_the_end_of_a_lease_names_what_cannot_be_saved(store: Gated) -> None:
 def test_an_error_in_a_lease_is_not_hidden_by_what_cannot_be_saved(store: Gated) -> None:
     """The block's own error goes on, and says on a note what else went wrong."""
     with Registry[Any, Any]({"a": {"n": 1}}, maxsize=2, store=store, name="chats") as chats:
-        with pytest.raises(KeyError, match="the block's") as raised, chats.lease("a") as value:
+        with pytest.raises(KeyError, match="the block's") as raised, chats.lease("a") as value:  # noqa: PT012 - both errors are of its end
             value["s"] = {1}
             raise KeyError("the block's")
 
