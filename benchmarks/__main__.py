@@ -7,10 +7,10 @@ import importlib
 import json
 import platform
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +25,7 @@ SUITES: dict[str, tuple[str, ...]] = {  # each a module here, and the packages w
     "sessions": (),
     "stores": ("diskcache", "sqlitedict", "langgraph-checkpoint-sqlite", "redis", "msgspec"),
     "memory": ("psutil", "Pympler", "objgraph"),
+    "soak": (),
 }
 
 
@@ -46,14 +47,24 @@ def main(arguments: Sequence[str] | None = None, sizes: object = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer of everything: registries take a minute, not ten")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown, with ratios only")
+    parser.add_argument("--minutes", type=float, metavar="N", help="soak: for how long; 10, or with --quick 20 seconds")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="soak: draw the memory curves into FILE, an SVG")
     options = parser.parse_args(arguments)
+    if options.suite != "soak" and (options.minutes is not None or options.chart is not None):
+        parser.error(f"--minutes and --chart are for soak; {options.suite} takes as long as it takes")
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error(f"--minutes must be positive; found {options.minutes:g}")
     suite = importlib.import_module(f"benchmarks.{options.suite}")  # the contenders of the others stay outside
     chosen = sizes or (suite.QUICK if options.quick else suite.FULL)
+    if options.minutes is not None:
+        chosen = replace(cast("Any", chosen), seconds=options.minutes * 60)
     report = suite.run(chosen, lambda what: print(f"... {what}", file=sys.stderr))
     for line in markdown(report) if options.markdown else text(report):
         print(line)
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(report, SUITES[options.suite]), indent=1) + "\n")
+    if options.chart is not None:
+        options.chart.write_text(suite.chart(report))
     return 0
 
 
@@ -61,7 +72,7 @@ def shown(row: Row) -> str:
     """The measured value, as far as it means something."""
     if row.value is None:
         return "-"
-    digits = 2 if row.unit == "x" else 0
+    digits = 2 if row.unit == "x" or (row.unit == "%" and abs(row.value) < 10) else 0  # noqa: PLR2004 - two figures
     return f"{row.value:,.{digits}f} {row.unit}".rstrip()
 
 
@@ -127,6 +138,7 @@ def as_json(report: Report, packages: Sequence[str]) -> dict[str, object]:
         "nanoseconds": report.nanoseconds,
         "ratios": report.ratios,
         "absent": report.absent,
+        "curves": getattr(report, "curves", {}),
     }
 
 

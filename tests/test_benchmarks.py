@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+
+from hygiene.stores import SQLiteStore
+from hygiene.stores.protocol import SaveLog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +80,19 @@ PROMISES = {
         "watch_growth, 900 objects: slowest slice",
         "watch_growth, 900 objects: at the default interval, of one core",
     ],
+    "soak": [
+        "with hygiene: growth of the resident memory",
+        "users whose messages are not in the store",
+        "- not there when a flush had acknowledged them",
+        "messages after another one than the last",
+        "sessions not closed",
+        "resources of a pool not closed",
+        "values of a registry not closed",
+        "cleanups and hooks that failed",
+        "the janitor's thread, of one core",
+        "conversations in memory after a turn",
+        "- at the end of a night",
+    ],
 }
 UNMEASURED = ("not all of it is installed", "only Linux counts them", "the real messages are not at hand")
 
@@ -88,6 +106,7 @@ def benchmarks(project_root: Path, monkeypatch: pytest.MonkeyPatch):
     import benchmarks.pools  # noqa: PLC0415
     import benchmarks.registries  # noqa: PLC0415
     import benchmarks.sessions  # noqa: PLC0415
+    import benchmarks.soak  # noqa: PLC0415
     import benchmarks.stores  # noqa: PLC0415
 
     return benchmarks
@@ -136,7 +155,17 @@ def tiny(benchmarks, monkeypatch: pytest.MonkeyPatch):
         enqueue_rounds=2,
     )
     memory = benchmarks.memory.Sizes(rounds=2, readings=20, messages=60, conversations=5, lines=3_000, objects=900)
-    return {"registries": registries, "pools": pools, "sessions": sessions, "stores": stores, "memory": memory}
+    soak = benchmarks.soak.Sizes(
+        seconds=0.6, turn=0.1, day=0.2, night=0.1, idle=0.05, maxsize=20, maxlen=5, threads=2, tasks=3, users=200
+    )
+    return {
+        "registries": registries,
+        "pools": pools,
+        "sessions": sessions,
+        "stores": stores,
+        "memory": memory,
+        "soak": soak,
+    }
 
 
 @pytest.mark.parametrize("suite", PROMISES)
@@ -344,3 +373,171 @@ def test_bytes_are_counted_as_often_as_they_are_written(benchmarks, tmp_path: Pa
         (tmp_path / "page").write_bytes(page)
 
     assert 2 * len(page) <= stores.written() - before < 3 * len(page)
+
+
+@pytest.mark.parametrize("suite", ["sessions", "stores"])
+def test_only_a_soak_takes_as_long_as_it_is_told(benchmarks, suite: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another suite does not pretend to listen."""
+    with pytest.raises(SystemExit) as caught:
+        benchmarks.__main__.main([suite, "--minutes", "3"])
+
+    assert 2 == caught.value.code
+    assert f"--minutes and --chart are for soak; {suite} takes as long as it takes" in capsys.readouterr().err
+
+
+def test_a_soak_of_no_time_is_refused(benchmarks, capsys: pytest.CaptureFixture[str]) -> None:
+    """There would be nothing to tell."""
+    with pytest.raises(SystemExit):
+        benchmarks.__main__.main(["soak", "--minutes", "0"])
+
+    assert "--minutes must be positive; found 0" in capsys.readouterr().err
+
+
+def test_a_soak_loses_nothing_and_draws_both_curves(
+    benchmarks, tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However small it is, nothing is lost, and the same messages go to both."""
+    found, picture = tmp_path / "found.json", tmp_path / "soak.svg"
+
+    benchmarks.__main__.main(["soak", "--json", str(found), "--chart", str(picture)], tiny["soak"])
+
+    found = json.loads(found.read_text())
+    rows = {row["what"]: row["value"] for row in found["rows"]}
+    ours, plain = (found["curves"][name] for name in (benchmarks.soak.OURS, benchmarks.soak.PLAIN))
+    picture = picture.read_text()
+    assert 0 < rows["messages"] == ours[-1][1]
+    assert [messages for _, messages, _ in ours] == [messages for _, messages, _ in plain]
+    for what, value in rows.items():
+        if what.startswith(("users", "- not there", "messages after", "sessions", "resources", "values", "cleanups")):
+            assert 0 == value, what
+    assert "<script" not in picture
+    assert picture.count('class="line') == 2  # the curves, and no others
+
+
+def _samples(soak, sizes: list[int], messages: int = 10):
+    return [soak.Sample(float(i), (messages,), rss, 0, 0, 0, 0.0, float(i)) for i, rss in enumerate(sizes)]
+
+
+def test_growth_is_that_of_the_last_half(benchmarks) -> None:
+    """What a program needs to get going is no leak, and neither is a reading that stands out."""
+    soak = benchmarks.soak
+    warm = _samples(soak, [index * 1000 for index in range(50)] + [50_000] * 30 + [90_000] + [50_000] * 19)
+
+    found = soak.growth(warm)
+
+    assert 0 == found.bytes
+    assert 50_000 == found.level
+    assert 49 * 10 == found.messages
+
+
+def test_growth_that_goes_on_is_all_of_it(benchmarks) -> None:
+    """A hundred bytes a message are found as a hundred bytes a message."""
+    soak = benchmarks.soak
+
+    found = soak.growth(_samples(soak, [1_000_000 + index * 1000 for index in range(100)]))
+
+    assert 100 == pytest.approx(found.bytes / found.messages)
+    assert found.sure > 3
+
+
+def test_a_percentile_is_right_to_within_a_step(benchmarks) -> None:
+    """Of a thousand messages, of which ten take a second, the 99th percentile is a microsecond."""
+    soak = benchmarks.soak
+    actor = soak.Actor(0, soak.Sizes(users=10))
+    step = 2 ** (1 / soak.STEPS)
+    for nanoseconds, times in ((1_000, 990), (10**9, 10)):
+        actor.latencies[int(soak.STEPS * math.log2(nanoseconds))] += times
+
+    assert 1_000 / step < soak.percentile(actor.latencies, 0.99) < 1_000 * step
+    assert 10**9 / step < soak.percentile(actor.latencies, 0.999) < 10**9 * step
+
+
+def test_what_is_closed_twice_or_in_two_hands_is_found_out(benchmarks) -> None:
+    """Numbers that come out even hide nothing."""
+    soak = benchmarks.soak
+    tally = soak.Tally()
+    twice, never = soak.Counted(tally), soak.Resource(tally)
+    twice.close()
+    twice.close()
+    never.take()
+    never.take()
+
+    assert (2, 1, 2) == (tally.opened, tally.closed, tally.faults)
+
+
+def test_an_actor_misses_the_message_before(benchmarks) -> None:
+    """A conversation that comes back without its last message is wrong, and so is one that begins anew."""
+    soak = benchmarks.soak
+    actor = soak.Actor(0, soak.Sizes(users=10))
+    message = {"number": 2}
+
+    actor.check([{"number": 0}, {"number": 1}], message)
+    right = actor.wrong
+    actor.check([{"number": 0}], message)
+    actor.check([], message)
+
+    assert 0 == right
+    assert 2 == actor.wrong
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost"), [([[1, 2], [0]], 0), ([[1], [0]], 1), ([[2, 1], [0]], 1), ([[0, 1, 2], [0]], 1), ([[1, 2]], 1)]
+)
+def test_the_file_is_held_against_what_was_written(
+    benchmarks, tmp_path: Path, kept: list[list[int]], lost: int
+) -> None:
+    """One message that is not there, or not in its place, is a user who has lost something."""
+    soak = benchmarks.soak
+    actor = soak.Actor(3, soak.Sizes(users=10))
+    actor.known, actor.written[0], actor.written[1] = 2, 3, 1
+
+    with SQLiteStore(tmp_path / "soak.db") as store:
+        for index, numbers in enumerate(kept):
+            items = [store.encode({"number": number}) for number in numbers]
+            store.save([SaveLog("conversations", actor.key(index), append=items)])
+
+        assert lost == soak.lost_in(store, [actor], 2)
+
+
+def test_the_same_is_written_without_hygiene(benchmarks, tmp_path: Path) -> None:
+    """Who is told how many messages each has had writes those, in the same conversations."""
+    soak = benchmarks.soak
+    sizes = soak.Sizes(threads=2, tasks=2, users=50)
+    worlds = [soak.Plain(sizes, tmp_path) for _ in range(2)]
+    for world, orders in zip(worlds, ([(30, 0, 50, 7)], [(10, 0, 50, 0), (20, 0, 0, 7)]), strict=True):
+        assert list(orders) == [world.turn(order).done for order in orders]
+
+    first, second = (world.conversations for world in worlds)
+    endings = [world.end() for world in worlds]
+
+    assert 87 == sum(map(len, first.values()))
+    assert first == second
+    assert [0, 0] == [ending.counts["wrong"] for ending in endings]
+
+
+def test_a_process_that_needs_too_much_gets_no_more(benchmarks) -> None:
+    """The machine is worth more than the end of a curve."""
+    soak = benchmarks.soak
+    asked = []
+    sizes = soak.Sizes(seconds=0.05, day=60.0, ceiling=1_000)
+
+    def answer(name: str, size: int, order):
+        asked.append(name)
+        return soak.Sample(1.0, (5,), size, 1, 5, 0, 0.0)
+
+    found = soak.Soak(samples={soak.OURS: [], soak.PLAIN: []})
+    soak.play(sizes, found, {soak.OURS: partial(answer, soak.OURS, 1), soak.PLAIN: partial(answer, soak.PLAIN, 1_001)})
+
+    assert [soak.OURS, soak.PLAIN, soak.OURS] == asked[:3]
+    assert 1 == asked.count(soak.PLAIN)
+    assert 1 == len(found.samples[soak.PLAIN])
+
+
+def test_a_process_that_dies_is_no_silence(benchmarks) -> None:
+    """It is said at once, and not after a time of patience."""
+    soak = benchmarks.soak
+    with contextlib.closing(soak.Apart("with hygiene", soak.Plain, soak.Sizes(users=10), None)) as world:
+        world._process.kill()
+
+        with pytest.raises(RuntimeError, match="the process with hygiene has ended"):
+            world.ask(0.0)
