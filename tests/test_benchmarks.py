@@ -19,6 +19,8 @@ from hygiene.stores.protocol import SaveLog
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.once
+
 # What was promised: the start of each row that has a limit, in order.
 PROMISES = {
     "registries": [

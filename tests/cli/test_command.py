@@ -12,6 +12,8 @@ import pytest
 from hygiene.cli import main
 from hygiene.cli.app import app
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def hygiene(capsys, monkeypatch):

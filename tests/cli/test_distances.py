@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from hygiene.cli.distances import ReuseProfile
 
+pytestmark = pytest.mark.once
+
 
 def replay(accesses, maxsize, idle=None):
     """Hits and the most entries held by an LRU as one writes it by hand."""

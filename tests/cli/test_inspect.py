@@ -20,6 +20,8 @@ from hygiene.cli.contents import export, restored, told
 from hygiene.errors import NotStorable, StoreUnavailable
 from hygiene.stores import Delete, SaveLog, SaveValue, SQLiteStore
 
+pytestmark = pytest.mark.once
+
 VALUE = {
     "bytes": b"\x00\xff",
     "when": datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=timezone(timedelta(hours=5, minutes=30))),

@@ -11,6 +11,8 @@ import pytest
 
 from hygiene.cli.logs import InputError, Log
 
+pytestmark = pytest.mark.once
+
 NOON = 1_700_000_000.0
 
 

@@ -31,6 +31,8 @@ from hygiene.cli.replay import Job, Outcome, compare, replay, work
 from hygiene.cli.traffic import Traffic
 from hygiene.stores import Delete, SaveLog, SaveValue, open_store
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

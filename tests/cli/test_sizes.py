@@ -9,6 +9,8 @@ import pytest
 from hygiene.cli.logs import Log
 from hygiene.cli.sizes import choose, duration
 
+pytestmark = pytest.mark.once
+
 MINUTE = 60.0
 
 

@@ -30,6 +30,8 @@ from hygiene.cli.top import View, _trim, sparkline
 from hygiene.exposing import Frame, Request, ask
 from hygiene.testing import ManualClock
 
+pytestmark = pytest.mark.once
+
 PATIENCE = 30.0
 UP, DOWN = "\x1b[A", "\x1b[B"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]")

@@ -7,6 +7,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.once
+
+
 _FILE = Path(__file__).resolve().parent.parent / "test_store.py"
 _FIXTURES = {"store", "clock", "sequence", "key"}  # what does not ask for a path or for the inside of SQLite
 # It looks at the order of keys, which no store promises; `test_a_loop_may_save_and_delete` is the same without that.

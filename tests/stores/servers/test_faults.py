@@ -16,6 +16,8 @@ from hygiene.stores import Delete, SaveLog, SaveValue
 from hygiene.stores.postgres import PostgresStore
 from hygiene.stores.servers import BrokenError, ServerStore
 
+pytestmark = pytest.mark.once
+
 PATIENCE = 30.0
 
 forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")

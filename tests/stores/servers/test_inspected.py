@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from hygiene.cli import main
 from hygiene.cli.contents import restored
 from hygiene.stores import SaveLog, SaveValue
+
+pytestmark = pytest.mark.once
 
 
 def test_a_server_can_be_looked_into(server, tmp_path, capsys) -> None:

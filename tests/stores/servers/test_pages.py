@@ -9,6 +9,8 @@ from types import ModuleType
 import psycopg
 import pytest
 
+pytestmark = pytest.mark.once
+
 PAGES = {
     "several-bots-one-redis.md": '"redis://localhost:6379/0"',
     "sqlite-to-postgres.md": '"postgresql://bot@db.example.com/chats"',

@@ -13,6 +13,8 @@ from hygiene.cli.ledger import SPACE
 from hygiene.cli.replay import Job, compare, work
 from hygiene.stores import open_store
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def redis_address(own_redis):
