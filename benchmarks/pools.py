@@ -737,7 +737,7 @@ def run(sizes: Sizes, progress: Callable[[str], None] = lambda _: None) -> Repor
 def against(series: Series, ours: str, theirs: str, what: str, limit: float | None = None) -> Row:
     """One line of comparison; without a value where one of the two is absent."""
     if ours not in series or theirs not in series:
-        return Row(what, None, "x", limit, note="not measured: not all of it is installed")
+        return Row(what, None, "x", limit, note="not all of it is installed")
     return Row(what, ratio(series, ours, theirs), "x", limit)
 
 
