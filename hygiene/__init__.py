@@ -31,6 +31,7 @@ from hygiene.events import Cause, Entry, PoolStats, RegistryStats, Removal
 from hygiene.exposing import Exposure, expose
 from hygiene.guards import guard, load_guards
 from hygiene.history import History
+from hygiene.kernel import compiled
 from hygiene.listeners import weak_listeners
 from hygiene.memory import (
     Grower,
@@ -104,6 +105,7 @@ __all__ = [
     "ashutdown",
     "bounded_history",
     "bounded_registry",
+    "compiled",
     "current_session",
     "expose",
     "guard",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,21 +17,17 @@ from typing import Any
 from hygiene.closing import HOOK_ERRORS
 from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.keeping import Loading
+from hygiene.kernel import MISSING, is_atomic, oldest, store
 from hygiene.limits import Limits
-from hygiene.pins import MISSING as _MISSING
 from hygiene.registry import (
     _POLLS,
     Registry,
-    _by_recency,
     _copy_class,
     _fill,
-    _first,
     _Gone,
-    _is_atomic,
     _like,
     _look,
     _make,
-    _store,
     _Timed,
 )
 
@@ -99,11 +96,9 @@ class _Rows(Registry[Any, None]):
     def _configure(self, limits: Limits, owner: object | None = None) -> None:
         self._columns: dict[str, weakref.ref[_Column]] = {}
         super()._configure(limits, owner)
-        self._light = False
 
-    def _choose_paths(self) -> None:
-        super()._choose_paths()
-        self._light = False
+    def _plain_writes(self) -> bool:
+        return False
 
     def _present(self) -> Iterable[_Column]:
         return [column for reference in list(self._columns.values()) if (column := reference()) is not None]
@@ -116,8 +111,8 @@ class _Rows(Registry[Any, None]):
         return self._drop(key, cause)
 
     def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
-        oldest = _first(lambda: _by_recency(self))
-        return oldest is not _MISSING and self._discard(oldest, cause, gone)
+        key = oldest(self)
+        return key is not MISSING and self._discard(key, cause, gone)
 
     def _drop(self, key: Any, cause: Cause) -> bool:
         """The row itself leaves; nobody is told, since its values were."""
@@ -126,8 +121,8 @@ class _Rows(Registry[Any, None]):
     def _is_busy(self, entry: Entry[Any, Any]) -> bool:
         for column in self._present():
             for name in column._keys_of(entry.key):
-                held: Entry[Any, Any] = Entry(name, _look(column, name, _MISSING), self._owner())
-                if held.value is not _MISSING and column._is_busy_alone(held):
+                held: Entry[Any, Any] = Entry(name, _look(column, name, MISSING), self._owner())
+                if held.value is not MISSING and column._is_busy_alone(held):
                     return True
         return False
 
@@ -137,7 +132,7 @@ class _Rows(Registry[Any, None]):
 
     def _may_leave(self, key: Any, value: Any) -> bool | None:  # noqa: ARG002 - the values are in the columns
         answers = [
-            column._keeper.may_leave(name, _look(column, name, _MISSING))
+            column._keeper.may_leave(name, _look(column, name, MISSING))
             for column in self._present()
             if column._keeper is not None
             for name in column._keys_of(key)
@@ -173,11 +168,9 @@ class _Column(_Timed[Any, Any]):
 
     def _configure(self, limits: Limits, owner: object | None = None) -> None:
         super()._configure(limits, owner)
-        self._bound = 2**63
         self._byte_bound = None
         self._order = None
-        self._timer = None
-        self._written = self._used = None
+        self._open(sys.maxsize, None, written=False, used=False)
         self._due = -math.inf
         self._clocked = True
         self._strict = False  # a name given for several columns applies to the values that have it
@@ -197,16 +190,14 @@ class _Column(_Timed[Any, Any]):
         return self._group
 
     def _choose_paths(self) -> None:
-        self._used_in_order = False
-        self._tally = ()
-        self._light = False
+        self._take_paths(reads=False, misses=False, writes=False, uses_in_order=False)
 
     def _row(self, key: Any) -> Any:
         """The row that *key* belongs to; for what is here it was asked for before, without the lock."""
         if self._derive is None:
             return key
-        row = self._derived.get(key, _MISSING)
-        return self._ask_row(key) if row is _MISSING else row
+        row = self._derived.get(key, MISSING)
+        return self._ask_row(key) if row is MISSING else row
 
     def _ask_row(self, key: Any) -> Any:
         assert self._derive is not None
@@ -254,7 +245,7 @@ class _Column(_Timed[Any, Any]):
 
     def _rerank(self, key: Any) -> None:
         if self._limits.importance is not None:
-            value = _look(self, key, _MISSING)
+            value = _look(self, key, MISSING)
             rank = self._rank(key, value)
             with self._lock:
                 self._rows._enter(self._row(key), None, rank)
@@ -281,10 +272,10 @@ class _Column(_Timed[Any, Any]):
 
     def _enter(self, key: Any, size: int | None, rank: float) -> None:
         rows, row = self._rows, self._row(key)
-        if not rows._guarded and not _is_atomic(row):
+        if not rows._guarded and not is_atomic(row):
             rows._guard()
         if not dict.__contains__(rows, row):
-            _store(rows, row, None)
+            store(rows, row, None)
         if self._members is not None:
             self._members.setdefault(row, {})[key] = None
         super()._enter(key, size, rank)
@@ -297,7 +288,8 @@ class _Column(_Timed[Any, Any]):
             rows._resize(row, rows._sizes.get(row, 0) + size - self._sizes.get(key, 0))
         super()._resize(key, size)
 
-    def _stamp_write(self, key: Any) -> None: ...
+    def _stamp_write(self, key: Any) -> float:  # noqa: ARG002 - a column has no times
+        return 0.0
 
     def _written_ago(self, key: Any) -> float:
         return self._rows._written_ago(self._row(key))
@@ -306,13 +298,20 @@ class _Column(_Timed[Any, Any]):
 
     def _stamp_use(self, key: Any) -> None: ...
 
-    def _forget_times(self, key: Any) -> None: ...
+    def _ages(
+        self,
+        key: Any,
+        written: float | None,  # noqa: ARG002 - those of the row count
+        used: float | None,  # noqa: ARG002
+        now: float,  # noqa: ARG002
+    ) -> tuple[float | None, float | None]:
+        return self._times(key)
 
     def _over(self) -> bool:
         return self._rows._over()
 
-    def _sweep(self, newest: Any = _MISSING) -> None:
-        self._rows._sweep(newest if newest is _MISSING else self._row(newest))
+    def _sweep(self, newest: Any = MISSING) -> None:
+        self._rows._sweep(newest if newest is MISSING else self._row(newest))
 
     def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
         row = self._row(key)
@@ -352,8 +351,8 @@ class _Column(_Timed[Any, Any]):
         self._rerank(key)
         row = self._row(key)
         self._rows._unpin(row)
-        value = _look(self, key, _MISSING)
-        if self._keeper is not None and value is not _MISSING and row not in self._rows._leases:
+        value = _look(self, key, MISSING)
+        if self._keeper is not None and value is not MISSING and row not in self._rows._leases:
             self._keeper.settle(key, value)
 
     def _be_watched(self) -> None:

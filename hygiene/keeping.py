@@ -45,7 +45,7 @@ from hygiene.events import Cause
 from hygiene.history import History, attach, detach, history_type
 from hygiene.janitor import aside, janitor, survive_fork
 from hygiene.journal import Journal
-from hygiene.pins import MISSING
+from hygiene.kernel import MISSING
 from hygiene.stores import open_store
 from hygiene.tenure import Tenures
 from hygiene.writebehind import Rejected, WriteBehind, _Part, _shown

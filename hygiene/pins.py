@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from hygiene.closing import note, running_loop
 from hygiene.errors import HygieneError
+from hygiene.kernel import MISSING
 
 if TYPE_CHECKING:
     from hygiene.registry import Registry
     from hygiene.tenure import Tenure
 
-__all__ = ["MISSING", "Flight", "Lease"]
+__all__ = ["Flight", "Lease"]
 
 V = TypeVar("V")
-
-MISSING: Any = object()
-"""What a look-up finds where there is nothing, since ``None`` is a value."""
 
 
 class Lease(Generic[V]):

@@ -1,25 +1,23 @@
 """Who leaves next: the orders in which entries may be evicted.
 
 An order holds keys only, the evictable ones: what is leased or busy is taken out by its owner and put back when it is
-free. No lock, no clock, no I/O; the owner calls it under its own lock, except `touch` of a `LinkedOrder`, which is a
-single C call.
+free. No lock, no clock, no I/O; the owner calls it under its own lock, except `touch` of a `LinkedOrder`.
 
-The plain LRU and FIFO registries need none of these: a `Registry` is an ``OrderedDict`` by construction, whose own
-linked list is the order. An order *beside* the registry is kept for policies that are not a list, and where entries
-must leave the order without leaving the registry.
+The plain LRU and FIFO registries need none of these: the kernel keeps that order by itself. An order *beside* it is for
+policies that are not a list, and where entries must leave the order without leaving the registry; for these there is
+the kernel's `LinkedOrder`.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import cachetools
 
-__all__ = ["CachetoolsOrder", "ImportanceOrder", "LinkedOrder", "Order"]
+__all__ = ["CachetoolsOrder", "ImportanceOrder", "Order"]
 
 
 class Order(Protocol):
@@ -42,41 +40,6 @@ class Order(Protocol):
         """Take out the key that leaves next; ``KeyError`` if there is none."""
 
     def __contains__(self, key: object) -> bool: ...
-
-
-class LinkedOrder:
-    """Least recently used first; with *moves* false, first in first out."""
-
-    def __init__(self, *, moves: bool = True) -> None:
-        self._keys: OrderedDict[Hashable, None] = OrderedDict()
-        self._moves = moves
-
-    def touch(self, key: Hashable) -> bool:
-        if not self._moves:
-            return key in self._keys
-        try:
-            self._keys.move_to_end(key)
-        except KeyError:
-            return False
-        return True
-
-    def add(self, key: Hashable) -> None:
-        self._keys[key] = None
-        if self._moves:
-            self._keys.move_to_end(key)
-
-    def put_back(self, key: Hashable) -> None:
-        self._keys[key] = None
-        self._keys.move_to_end(key, last=False)
-
-    def discard(self, key: Hashable) -> None:
-        self._keys.pop(key, None)
-
-    def pop(self) -> Any:
-        return self._keys.popitem(last=False)[0]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
 
 
 class CachetoolsOrder:

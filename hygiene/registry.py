@@ -3,18 +3,17 @@
 Theory of operation
 ===================
 
-**Storage.** A `Registry` is an ``OrderedDict`` by construction, because the two things that CPython keeps for one are
-the two that a bounded dict needs: a dict's own storage in insertion order, which is what everybody sees (every
-iterating method is overridden to use the dict's order), and a C linked list beside it, which nobody sees and which is
-the order of recency. A read is then two C calls, reads never change the iteration order, and C code that reads the
-storage directly (``json``, ``orjson``, ``msgspec``) sees the true entries.
+**Storage.** A `Registry` is a kernel by construction (see `hygiene.kernel`): a dict's own storage in insertion order,
+which is what everybody sees, and beside it the order of recency, which nobody sees. Reads never change the iteration
+order, and C code that reads the storage directly (``json``, ``orjson``, ``msgspec``) sees the true entries. The kernel
+is the short way of reads and writes, in C where it is compiled; what is here is the long way, the same for both.
 
-**Reads take no lock.** Under the GIL each C call is atomic. A read moves the key to the recent end, then fetches the
-value; if another thread removed the entry in between, the second call says so and the read goes the slow way.
+**Reads take no lock.** Under the GIL each word of the kernel's vocabulary is atomic. A read moves the key to the recent
+end and fetches the value; if another thread removed the entry in between, the read goes the slow way.
 
-**Keys that run code.** A C call is atomic only as long as it does not compare keys in Python. The first key whose
-``__eq__`` is Python code (a dataclass, a UUID) makes the registry *guarded*: from then on whatever touches an order
-takes the lock.
+**Keys that run code.** A word is atomic only as long as it does not compare keys in Python. The compiled kernel looks
+again after each comparison. For the Python one the first key whose ``__eq__`` is Python code (a dataclass, a UUID)
+makes the registry *guarded*: from then on whatever touches an order takes the lock.
 
 **Writes.** With nothing but *maxsize* a write takes no lock either: it stores, looks at the length, and over the bound
 takes the oldest out, each by one C call. Everybody who inserts looks, so at rest the bound holds. With anything that
@@ -32,9 +31,9 @@ garbage collection may run a finalizer, which may use this registry, between any
 bound of the next expiry, so a read compares the clock with one number. When something is due, each operation drops at
 most a slice, and looks at its own entry by itself; the janitor does the rest.
 
-**Busy and leased** entries leave the order. In the registry's own list nothing can leave, so what is leased is moved
-out of the way to the recent end, where the end of its lease will put it anyway; where that happens too often in a
-row, the order is kept beside from then on (`LinkedOrder`). What was found busy counts as used at that moment.
+**Busy and leased** entries leave the order (`LinkedOrder`). Where nobody can be busy there is none beside the kernel's
+own, and what is leased is moved out of the way to the recent end, where the end of its lease will put it anyway; where
+that happens too often in a row, there is one from then on. What was found busy counts as used at that moment.
 
 **Copies.** ``dict(r)`` and ``{**r}`` of a dict subclass with its own ``__iter__`` fetch ``keys()`` and then each
 value through ``__getitem__``, from C. That must not count as use, and must not fail when an entry leaves halfway. See
@@ -57,7 +56,6 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from operator import length_hint
 from sys import getrefcount
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self, TypeVar, cast, overload
@@ -68,10 +66,31 @@ from hygiene.errors import OwnershipLost, RegistryFull, StoreError, VersionConfl
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
 from hygiene.keeping import Keeper, Loading, outdate
+from hygiene.kernel import (
+    ATOMIC,
+    CROWDED,
+    FRAMES,
+    MISSING,
+    PARKS,
+    STATE,
+    STRONG,
+    Kernel,
+    LinkedOrder,
+    by_recency,
+    contains_timed,
+    get_timed,
+    is_atomic,
+    move,
+    oldest,
+    quicken,
+    read_timed,
+    store,
+    take,
+    take_oldest,
+)
 from hygiene.limits import Busy, Limits, Overflow, Policy
-from hygiene.pins import MISSING as _MISSING
 from hygiene.pins import Flight, Lease
-from hygiene.recency import CachetoolsOrder, ImportanceOrder, LinkedOrder, Order
+from hygiene.recency import CachetoolsOrder, ImportanceOrder, Order
 from hygiene.sizing import sizeof
 from hygiene.stores import Store
 from hygiene.units import Duration, Size, nbytes
@@ -86,16 +105,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
 
-# The registry's vocabulary: single C calls, atomic under the GIL. Those of OrderedDict keep both orders in step.
+# What is read past the kernel: single C calls of any dict.
 _fetch = dict.__getitem__
 _look = dict.get
 _has = dict.__contains__
-_store = OrderedDict.__setitem__
-_take = OrderedDict.pop
-_take_oldest = OrderedDict.popitem
-_move = OrderedDict.move_to_end
-_by_recency = OrderedDict.__iter__
-_clear = OrderedDict.clear
 
 _NEVER = math.inf
 _GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -149,7 +162,8 @@ _ALONE = 3  # the registry's storage, the entry, the argument of getrefcount
 _IMMORTAL = 2**30
 
 
-class Registry(OrderedDict[K, V]):
+@quicken
+class Registry(Kernel[K, V]):
     """
     A dict that stays within its bounds: what is least recently used leaves first, what is in use stays.
 
@@ -204,28 +218,19 @@ class Registry(OrderedDict[K, V]):
     """
 
     __slots__ = (
-        "_asking",
-        "_bound",
         "_broom",
         "_byte_bound",
         "_bytes",
-        "_clocked",
         "_copies",
         "_counts",
-        "_due",
         "_early",
-        "_evicted",
         "_flights",
         "_guarded",
-        "_held",
         "_hits",
         "_hook_errors",
-        "_keeper",
         "_known",
-        "_leases",
         "_left",
         "_lent",
-        "_light",
         "_limits",
         "_lock",
         "_loops",
@@ -242,15 +247,6 @@ class Registry(OrderedDict[K, V]):
         "_saves",
         "_sizes",
         "_strict",
-        "_tail",
-        "_tally",
-        "_ticks",
-        "_timer",
-        "_used",
-        "_used_in_order",
-        "_wasted",
-        "_watched",
-        "_written",
     )
 
     def __init__(
@@ -306,37 +302,46 @@ class Registry(OrderedDict[K, V]):
             self._begin_keeping()
         self.update(source)
 
+    _keeper: Keeper | None
+    _tail: weakref.WeakValueDictionary[Any, Any] | None
+
     def _configure(self, limits: Limits, owner: object | None = None) -> None:
         self._limits = limits
         self._name = limits.name
         self._owner = _reference(owner)
         self._lock = threading.RLock()
         self._broom = threading.Lock()
-        self._bound = sys.maxsize if limits.maxsize is None else limits.maxsize
         self._byte_bound = limits.max_bytes
         self._bytes = 0
         self._sizes: dict[Any, int] | None = None if limits.max_bytes is None else {}
         self._lent: dict[Any, None] | None = None if limits.max_bytes is None else {}
-        self._leases: dict[Any, int] = {}
         self._asking: set[int] = set()  # threads that are inside the user's *busy*
         self._flights: dict[Any, Flight] = {}
-        self._tail: weakref.WeakValueDictionary[Any, Any] | None = None
         self._copies: dict[int, _Copy] = {}
         self._releases = None if limits.close is None else Releases(self._release_failed_hook())
         self._loops: dict[Any, asyncio.AbstractEventLoop] = {}
         self._known = False  # to `shutdown`, from the first value on that has to be closed
         self._counts: dict[Cause, int] = {}
-        self._ticks = itertools.repeat(None, sys.maxsize)
-        self._evicted = itertools.repeat(None, sys.maxsize)  # counts as `_tally` does
-        self._reads = self._hits = self._misses = self._wasted = self._revived = self._hook_errors = 0
+        self._reads = self._hits = self._misses = self._revived = self._hook_errors = 0
         self._overflowed = False
         # The janitor lives in real time: a clock that a test turns by hand is none of its business.
         self._watched = bool(getattr(limits.timer, "manual", False))
         self._guarded = not _GIL
-        self._keeper: Keeper | None = None
         self._saves = limits.store is not None  # what leaves is saved first
         self._strict = True  # a name given for *busy* or *close* that no value has must not go unseen
         self._parked: OrderedDict[Any, None] = OrderedDict()
+        timed = limits.ttl is not None or limits.idle is not None
+        told = limits.on_evict is not None
+        if (timed or told or self._saves) and not isinstance(self, _Timed):
+            # Reading an entry that has times costs more than reading one that has none, so there are two classes.
+            # Which it is, is known only here: a subclass may give the limits in its own ``__init__``.
+            self.__class__ = _timed(type(self))
+        self._open(
+            sys.maxsize if limits.maxsize is None else limits.maxsize,
+            limits.timer if isinstance(self, _Timed) else None,
+            written=limits.ttl is not None or told,
+            used=limits.idle is not None or told,
+        )
         self._order: Order | None = None
         self._moves = limits.policy == "lru"
         if limits.policy == "lfu":
@@ -348,19 +353,10 @@ class Registry(OrderedDict[K, V]):
         elif not isinstance(limits.policy, str):
             self._order = CachetoolsOrder(limits.policy)
         elif limits.busy is not None:
-            self._order = LinkedOrder(moves=self._moves)
-        timed = limits.ttl is not None or limits.idle is not None
-        told = limits.on_evict is not None
-        if (timed or told or self._saves) and not isinstance(self, _Timed):
-            # Reading an entry that has times costs more than reading one that has none, so there are two classes.
-            # Which it is, is known only here: a subclass may give the limits in its own ``__init__``.
-            self.__class__ = _timed(type(self))
-        self._timer: Callable[[], float] | None = limits.timer if isinstance(self, _Timed) else None
-        self._clocked = self._timer is not None
-        self._due = _NEVER
-        self._written: OrderedDict[Any, float] | None = OrderedDict() if limits.ttl is not None or told else None
-        self._used: OrderedDict[Any, float] | None = OrderedDict() if limits.idle is not None or told else None
-        self._held: OrderedDict[Any, tuple[float, float]] = OrderedDict()
+            self._order = LinkedOrder(self, moves=self._moves)
+        self._held: dict[
+            Any, tuple[float, float]
+        ] = {}  # in use when its time was over: when to look again, and its time
         self._left: dict[Any, tuple[float | None, float | None]] = {}
         self._early: list[tuple[float, int, Any, float]] = []
         self._choose_paths()
@@ -373,10 +369,17 @@ class Registry(OrderedDict[K, V]):
 
     def _choose_paths(self) -> None:
         """Decide which reads and writes may go the short way: those with nothing to keep in step."""
-        own_list = not self._guarded and self._order is None and self._moves and self._sizes is None
-        self._used_in_order = self._order is not None or not self._moves
-        self._tally: Iterable[None] = self._ticks if own_list and not self._copies else ()
-        self._light = own_list and self._timer is None and self._plain_writes()
+        limits = self._limits
+        own_list = self._order is None or (PARKS and isinstance(self._order, LinkedOrder))
+        reads = own_list and self._moves and not self._guarded and self._sizes is None
+        self._take_paths(
+            reads=reads and not self._copies,
+            misses=limits.default_factory is None
+            and type(self).__missing__ is Registry.__missing__
+            and not self._saves,
+            writes=reads and self._order is None and limits.on_evict is None and self._plain_writes(),
+            uses_in_order=self._order is not None or not self._moves,
+        )
 
     def _guard(self) -> None:
         """From now on every operation on an order takes the lock: a key whose comparison is Python code has come."""
@@ -398,47 +401,12 @@ class Registry(OrderedDict[K, V]):
         """The group that this is a column of, or ``None``."""
         return None
 
-    # Reading. `_tally` counts hits: a C iterator whose length hint says how often it was asked, which is cheaper than
-    # adding one to an attribute and atomic besides. Emptied, it sends every read the general way.
+    # Reading: what the kernel does not know by itself.
 
-    def __getitem__(self, key: K) -> V:
-        try:
-            for _ in self._tally:
-                _move(self, key)
-                return _fetch(self, key)
-        except KeyError:
-            self._wasted += 1
-        except BaseException:  # an unhashable key, or one whose comparison raised, is no hit
-            self._wasted += 1
-            raise
-        return self._lookup(key)
-
-    @overload
-    def get(self, key: K, default: None = None, /) -> V | None: ...
-    @overload
-    def get(self, key: K, default: V, /) -> V: ...
-    @overload
-    def get(self, key: K, default: D, /) -> V | D: ...
-    def get(self, key: K, default: Any = None, /) -> Any:
-        """The value of *key*, or *default*; a hit counts as use."""
-        try:
-            for _ in self._tally:
-                _move(self, key)
-                return _fetch(self, key)
-        except KeyError:
-            self._wasted += 1
-        except BaseException:  # an unhashable key, or one whose comparison raised, is no hit
-            self._wasted += 1
-            raise
-        value = self._find(key)
-        return default if value is _MISSING else value
-
-    def __contains__(self, key: object) -> bool:
-        if _has(self, key):
-            return True
+    def _has_elsewhere(self, key: object) -> bool:
         # An evicted value that somebody holds is found by a lookup, so `if k not in locks: locks[k] = Lock()` must not
         # make a second one.
-        if self._tail is not None and self._revive(key) is not _MISSING:
+        if self._tail is not None and self._revive(key) is not MISSING:
             return True
         return self._keeper is not None and self._keeper.contains(key)
 
@@ -454,32 +422,32 @@ class Registry(OrderedDict[K, V]):
 
         What is only in the *store* comes as a copy, whose changes are nobody's business, and stays there.
         """
-        value = _look(self, key, _MISSING)
-        if value is _MISSING and self._keeper is not None:
-            value = self._in_tail(key, _MISSING)
-            if value is _MISSING:
+        value = _look(self, key, MISSING)
+        if value is MISSING and self._keeper is not None:
+            value = self._in_tail(key, MISSING)
+            if value is MISSING:
                 value = self._keeper.peek(key)
-        return default if value is _MISSING else value
+        return default if value is MISSING else value
 
     def _lookup(self, key: K) -> V:
-        if self._copies and (copied := self._copied(key, sys._getframe(2))) is not _MISSING:
+        if self._copies and (copied := self._copied(key, sys._getframe(FRAMES))) is not MISSING:
             return cast("V", copied)
         value = self._find(key)
-        return self.__missing__(key) if value is _MISSING else cast("V", value)
+        return self.__missing__(key) if value is MISSING else cast("V", value)
 
     def _find(self, key: Any) -> Any:
-        """The value of *key*, counted as a hit and as used; or `_MISSING`, counted as a miss."""
+        """The value of *key*, counted as a hit and as used; or `MISSING`, counted as a miss."""
         if self._asking and threading.get_ident() in self._asking:
-            return _look(self, key, _MISSING)
+            return _look(self, key, MISSING)
         if self._clocked:
             self._settle(key)
-        value = _look(self, key, _MISSING)
-        if value is _MISSING:
-            if (self._tail is None or (value := self._revive(key)) is _MISSING) and (
-                self._keeper is None or (value := self._keeper.fetch(key)) is _MISSING
+        value = _look(self, key, MISSING)
+        if value is MISSING:
+            if (self._tail is None or (value := self._revive(key)) is MISSING) and (
+                self._keeper is None or (value := self._keeper.fetch(key)) is MISSING
             ):
                 self._misses += 1
-                return _MISSING
+                return MISSING
         else:
             self._touch(key)
         self._hits += 1
@@ -500,7 +468,7 @@ class Registry(OrderedDict[K, V]):
         if order is None:
             if self._moves:
                 try:
-                    _move(self, key)
+                    move(self, key)
                 except KeyError:  # another thread removed it: there is nothing to keep in order
                     return
         elif isinstance(order, LinkedOrder):
@@ -512,9 +480,6 @@ class Registry(OrderedDict[K, V]):
                     self._unpark(key)
         if self._clocked:
             self._stamp_use(key)
-
-    def _stamp_use(self, key: Any) -> None:
-        """Note the time of use; registries without times have none."""
 
     def _unpark(self, key: Any) -> None:
         """A busy or leased entry was used: it goes back into the order, where the sweep will meet it again."""
@@ -558,8 +523,8 @@ class Registry(OrderedDict[K, V]):
         if backwards:
             keys.reverse()
         for key in keys:
-            value = _look(self, key, _MISSING)
-            if value is not _MISSING:
+            value = _look(self, key, MISSING)
+            if value is not MISSING:
                 yield key, value
 
     def _snapshot(self) -> dict[K, V]:
@@ -591,11 +556,11 @@ class Registry(OrderedDict[K, V]):
         thread = threading.get_ident()
         copying = self._copies.get(thread)
         if copying is None:
-            return _MISSING
-        value: Any = _MISSING
+            return MISSING
+        value: Any = MISSING
         if (copying.frame, copying.instruction) == (id(frame), frame.f_lasti) and copying.entries[-1][0] is key:
             value = copying.entries.pop()[1]
-        if value is _MISSING or not copying.entries:
+        if value is MISSING or not copying.entries:
             with self._lock:
                 self._copies.pop(thread, None)
                 self._choose_paths()
@@ -603,47 +568,15 @@ class Registry(OrderedDict[K, V]):
 
     # Writing.
 
-    def __setitem__(self, key: K, value: V) -> None:
-        if (
-            not self._light
-            or (type(key) not in _ATOMIC and not _is_atomic(key))
-            or (type(value) not in _STRONG and self._tail is None and self._comes_back(value))
-        ):
-            self._put(key, value)
-            return
-        _store(self, key, value)
-        try:
-            _move(self, key)
-            tail = self._tail
-            if tail is not None and tail.data:  # type: ignore[attr-defined] # asking for its length runs Python code
-                tail.pop(key, None)
-            # Everybody who inserts looks, so nobody's surplus stays. Threads that look at the same moment may evict
-            # one entry more than they had to, never one less.
-            if len(self) > self._bound and not self._leases:
-                if tail is not None:
-                    self._evict_into_tail()
-                else:
-                    oldest, evicted = _take_oldest(self, False)  # noqa: FBT003 - by keyword it costs a fifth more
-                    if self._leases and oldest in self._leases:  # leased between the two lines: the lease is right
-                        _store(self, oldest, evicted)
-                    else:
-                        for _ in self._evicted:
-                            break
-        except KeyError:  # evicted already, by threads that inserted more than the bound meanwhile
-            return
-        if len(self) > self._bound:
-            self._sweep(key)
-
     def _evict_into_tail(self) -> None:
         """Evict the oldest where values may come back: under the lock, or a look-up in between makes a second value."""
         with self._lock:
             if self._leases:
                 return
-            oldest, evicted = _take_oldest(self, last=False)
-            for _ in self._evicted:
-                break
-            if type(evicted) not in _STRONG and getrefcount(evicted) > _SWEPT:
-                self._keep_tail(oldest, evicted)
+            key, evicted = take_oldest(self, last=False)
+            self._count_eviction()
+            if type(evicted) not in STRONG and getrefcount(evicted) > _SWEPT:
+                self._keep_tail(key, evicted)
 
     @overload
     def setdefault(self: Registry[K, D | None], key: K, default: None = None) -> D | None: ...
@@ -652,7 +585,7 @@ class Registry(OrderedDict[K, V]):
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """The value of *key*, after putting *default* in if it has none: atomic, and counted as use."""
         value = self._find(key)
-        return self._put(key, default, keep=True) if value is _MISSING else value
+        return self._put(key, default, keep=True) if value is MISSING else value
 
     def update(self, *args: Any, **kwargs: V) -> None:
         """As ``dict.update``; each entry is put in as by ``r[k] = v``."""
@@ -678,12 +611,12 @@ class Registry(OrderedDict[K, V]):
         Write an entry, or with *keep* leave a living one as it is; return the value that is now held.
 
         With *back* the value was here before, or comes from the store, and has been converted. With *loading* it is
-        put in only if nothing has happened to the key since that began; if something has, `_MISSING` is returned.
+        put in only if nothing has happened to the key since that began; if something has, `MISSING` is returned.
 
         What user code may refuse comes first, then the change under the lock, then the news.
         """
         hash(key)  # an unhashable key is refused before anything has changed
-        if not self._guarded and type(key) not in _ATOMIC and not _is_atomic(key):
+        if not self._guarded and type(key) not in ATOMIC and not is_atomic(key):
             self._guard()
         if self._clocked:
             self._settle(key)
@@ -700,34 +633,34 @@ class Registry(OrderedDict[K, V]):
             while True:
                 with self._lock:
                     if loading is not None and loading.stale:
-                        return _MISSING
-                    old = _look(self, key, _MISSING)
-                    if keep and old is not _MISSING:
+                        return MISSING
+                    old = _look(self, key, MISSING)
+                    if keep and old is not MISSING:
                         return old
                     # Evicted since the caller looked, and still held by somebody: then that is the value.
                     evicted = self._in_tail(key, value) if keep and self._tail is not None else value
-                    if back and loading is None and self._in_tail(key, _MISSING) is not value:
-                        return _MISSING  # removed since
+                    if back and loading is None and self._in_tail(key, MISSING) is not value:
+                        return MISSING  # removed since
                     late = keeper is not None and not back and keeper.has_changed(key, value, prepared, keep=keep)
                     room = evicted is value and not late and (limits.overflow == "grow" or self._fits(key, old, size))
                     if room:
                         if keeper is not None:  # may refuse: nothing has changed yet
                             waiter = keeper.entered(key, value, old, prepared, loading)
-                        if old is not _MISSING and old is not value:
+                        if old is not MISSING and old is not value:
                             gone.append(self._replaced(key, old))
-                        _store(self, key, value)
+                        store(self, key, value)
                         self._enter(key, size, rank)
-                        if type(value) not in _STRONG or self._tail is not None:
+                        if type(value) not in STRONG or self._tail is not None:
                             self._prepare_tail(key, value)
-                        if len(self) > self._bound and (self._moves or old is _MISSING) and self._in_line():
+                        if len(self) > self._bound and (self._moves or old is MISSING) and self._in_line():
                             self._discard_oldest(Cause.SIZE, gone)
                         break
                 if evicted is not value:
-                    if (found := self._put(key, evicted, keep=True, back=True)) is not _MISSING:
+                    if (found := self._put(key, evicted, keep=True, back=True)) is not MISSING:
                         return found
                     continue
                 if late and keeper is not None:
-                    if keep and (found := keeper.fetch(key)) is not _MISSING:
+                    if keep and (found := keeper.fetch(key)) is not MISSING:
                         return found
                     value, prepared = keeper.prepare(key, value)
                     continue
@@ -762,7 +695,7 @@ class Registry(OrderedDict[K, V]):
 
     def _fits(self, key: Any, old: Any, size: int | None) -> bool:
         """Whether writing *key* keeps the bounds. The lock is held."""
-        if old is _MISSING and len(self) >= self._bound:
+        if old is MISSING and len(self) >= self._bound:
             return False
         if self._byte_bound is None or size is None or self._sizes is None:
             return True
@@ -780,8 +713,8 @@ class Registry(OrderedDict[K, V]):
         for key in list(dict.keys(self)) if excess > 0 else ():
             if key in self._leases or _same(key, newest):
                 continue
-            entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
-            if entry.value is _MISSING or (self._limits.busy is not None and self._is_busy(entry)):
+            entry: Entry[Any, Any] = Entry(key, _look(self, key, MISSING), self._owner())
+            if entry.value is MISSING or (self._limits.busy is not None and self._is_busy(entry)):
                 continue
             excess -= self._sizes.get(key, 0)
             if excess <= 0:
@@ -794,7 +727,7 @@ class Registry(OrderedDict[K, V]):
         if order is None:
             if self._moves:
                 try:  # noqa: SIM105 - a block that costs nothing where nothing is raised
-                    _move(self, key)
+                    move(self, key)
                 except KeyError:  # removed already, by a write that takes no lock
                     pass
         elif key not in self._leases:
@@ -815,10 +748,10 @@ class Registry(OrderedDict[K, V]):
             else:
                 self._loops.pop(key, None)
         if self._timer is not None:
-            self._stamp_write(key)
-
-    def _stamp_write(self, key: Any) -> None:
-        """Note the time of writing; registries without times have none."""
+            now = self._stamp_write(key)
+            if self._due == _NEVER:  # otherwise what is due next was written or used before this
+                limits = self._limits
+                self._due = now + min(limits.ttl or _NEVER, limits.idle or _NEVER)
 
     def _written_ago(self, key: Any) -> float:  # noqa: ARG002 - a timed one looks
         """Seconds since *key* was written; 0 for one that is just being written."""
@@ -849,21 +782,18 @@ class Registry(OrderedDict[K, V]):
 
     # Removing.
 
-    def __delitem__(self, key: K) -> None:
-        self._remove(key)
-
     @overload
     def pop(self, key: K) -> V: ...
     @overload
     def pop(self, key: K, default: V) -> V: ...
     @overload
     def pop(self, key: K, default: D) -> V | D: ...
-    def pop(self, key: K, default: Any = _MISSING) -> Any:
+    def pop(self, key: K, default: Any = MISSING) -> Any:
         """Take *key* out and return its value; it is the caller's, so it is not closed."""
         try:
             return self._remove(key)
         except KeyError:
-            if default is _MISSING:
+            if default is MISSING:
                 raise
             return default
 
@@ -872,8 +802,8 @@ class Registry(OrderedDict[K, V]):
         if last not in (True, False):
             raise TypeError(f"popitem() takes last=True or last=False; found {last!r}")
         while True:
-            key: Any = next(dict.__reversed__(self) if last else dict.__iter__(self), _MISSING)
-            if key is _MISSING:
+            key: Any = next(dict.__reversed__(self) if last else dict.__iter__(self), MISSING)
+            if key is MISSING:
                 raise KeyError("popitem(): the registry is empty")
             try:
                 return key, self._remove(key)
@@ -896,9 +826,9 @@ class Registry(OrderedDict[K, V]):
                 self._tell(gone)
 
     def _remove(self, key: Any) -> Any:
-        if self._light:
-            value = _take(self, key, _MISSING)
-            if value is _MISSING:
+        if self._light and not self._clocked:
+            value = take(self, key, MISSING)
+            if value is MISSING:
                 value = self._take_from_tail(key)
             return value
         if self._clocked:
@@ -906,12 +836,12 @@ class Registry(OrderedDict[K, V]):
         gone: list[_Gone] = []
         try:
             with self._lock:
-                value = _look(self, key, _MISSING)
-                if value is not _MISSING:
+                value = _look(self, key, MISSING)
+                if value is not MISSING:
                     if self._keeper is not None:
                         self._keeper.delete(key)
                     self._discard(key, Cause.DELETED, gone)
-            return self._take_from_tail(key) if value is _MISSING else value
+            return self._take_from_tail(key) if value is MISSING else value
         except (VersionConflict, OwnershipLost) as error:
             if self._keeper is not None:
                 self._keeper.lost(key, error)
@@ -921,16 +851,16 @@ class Registry(OrderedDict[K, V]):
 
     def _take_from_tail(self, key: Any) -> Any:
         if self._keeper is None:
-            value = _MISSING if self._tail is None else self._tail.pop(key, _MISSING)
+            value = MISSING if self._tail is None else self._tail.pop(key, MISSING)
         else:
             with self._lock:  # one step: who looks it up in between would load it again
-                value = self._in_tail(key, _MISSING)
-                if value is not _MISSING:
+                value = self._in_tail(key, MISSING)
+                if value is not MISSING:
                     self._keeper.delete(key)
                     self._prepare_tail(key, value)
-            if value is _MISSING:
+            if value is MISSING:
                 value = self._keeper.take(key)
-        if value is _MISSING:
+        if value is MISSING:
             raise KeyError(key)
         return value
 
@@ -948,19 +878,22 @@ class Registry(OrderedDict[K, V]):
 
         Returns whether it was here. The record goes to *gone*, which is told, and dropped, when the lock is free.
         """
-        value = _take(self, key, _MISSING)
-        if value is _MISSING:
+        value = take(self, key, MISSING)
+        if value is MISSING:
             return False
         self._forget(key, value, cause, gone)
         return True
 
-    def _forget(self, key: Any, value: Any, cause: Cause, gone: list[_Gone]) -> None:
-        """What `_discard` does once the entry is out of the dict. The lock is held."""
-        age = idle_for = loop = None
-        if self._clocked:
-            if self._limits.on_evict is not None:
-                age, idle_for = self._times(key)
-            self._forget_times(key)
+    def _forget(
+        self,
+        key: Any,
+        value: Any,
+        cause: Cause,
+        gone: list[_Gone],
+        times: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        """What `_discard` does once the entry is out of the dict: *times* are its ages. The lock is held."""
+        loop = None
         if self._order is not None:
             self._order.discard(key)
             self._parked.pop(key, None)
@@ -970,18 +903,15 @@ class Registry(OrderedDict[K, V]):
         if self._loops:
             loop = self._loops.pop(key, None)
         self._counts[cause] = self._counts.get(cause, 0) + 1
-        if self._is_revivable(cause) and type(value) not in _STRONG and getrefcount(value) > _FORGOTTEN:
+        if self._is_revivable(cause) and type(value) not in STRONG and getrefcount(value) > _FORGOTTEN:
             self._keep_tail(key, value)
         if self._keeper is not None:
-            self._keeper.left(key, value, cause, adrift=self._in_tail(key, _MISSING) is value)
-        gone.append((self, key, value, cause, age, idle_for, loop))
+            self._keeper.left(key, value, cause, adrift=self._in_tail(key, MISSING) is value)
+        gone.append((self, key, value, cause, *times, loop))
 
     def _is_revivable(self, cause: Cause) -> bool:
         # With a store, idle is no end: the entry is there as before, only not in memory.
         return cause in _REVIVABLE or (self._saves and cause is Cause.IDLE)
-
-    def _forget_times(self, key: Any) -> None:
-        """Drop the stamps of *key*; registries without times have none."""
 
     def _tell(self, gone: list[_Gone]) -> None:
         """Run the hooks for what left. No lock is held; what they raise is logged and counted."""
@@ -1032,7 +962,7 @@ class Registry(OrderedDict[K, V]):
     def _over(self) -> bool:
         return len(self) > self._bound or (self._byte_bound is not None and self._bytes > self._byte_bound)
 
-    def _sweep(self, newest: Any = _MISSING) -> None:
+    def _sweep(self, newest: Any = MISSING) -> None:
         """
         Evict until the bounds hold. *newest* was just put in and stays.
 
@@ -1084,22 +1014,16 @@ class Registry(OrderedDict[K, V]):
         return (self._evict_saved if self._saves else self._evict_from_own_list)(cause, newest, gone)
 
     def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
-        skipped = 0
         with self._lock:
-            if not self._leases and newest is _MISSING:
+            if not self._leases and newest is MISSING:
                 return self._discard_oldest(cause, gone)
-            while skipped <= len(self):
-                key = _first(lambda: _by_recency(self))
-                if key is _MISSING:
-                    return False
-                if key not in self._leases and not _same(key, newest):
-                    return self._discard(key, cause, gone)
-                _move(self, key)
-                skipped += 1
-                if skipped > _SKIPS:
-                    self._keep_order_beside()
-                    return self._evict_from(cause, newest, gone)
-        return False
+            key = self._step_to_free(newest, _SKIPS)
+            if key is MISSING:
+                return False
+            if key is not CROWDED:
+                return self._discard(key, cause, gone)
+            self._keep_order_beside()
+        return self._evict_from(cause, newest, gone)
 
     def _evict_saved(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
         """As `_evict_from_own_list`, with a store: whether the oldest is saved is asked with the lock free."""
@@ -1108,27 +1032,22 @@ class Registry(OrderedDict[K, V]):
             if skipped > len(self):
                 return False
             with self._lock:
-                key = _first(lambda: _by_recency(self))
-                if key is _MISSING:
+                key = oldest(self)
+                if key is MISSING:
                     return False
-                value = _look(self, key, _MISSING)
+                value = _look(self, key, MISSING)
                 spared = key in self._leases or _same(key, newest)
             leaves = not spared and self._may_leave(key, value)
             if leaves is None:
                 return None
             with self._lock:
-                same = _look(self, key, _MISSING) is value
+                same = _look(self, key, MISSING) is value
                 value = None
                 if not leaves:
                     skipped += 1
                     if _has(self, key):
-                        _move(self, key)
-                elif (
-                    same
-                    and key not in self._leases
-                    and not self._is_unsaved(key)
-                    and _same(_first(lambda: _by_recency(self)), key)
-                ):
+                        move(self, key)
+                elif same and key not in self._leases and not self._is_unsaved(key) and _same(oldest(self), key):
                     return self._discard(key, cause, gone)
         with self._lock:
             self._keep_order_beside()
@@ -1153,7 +1072,7 @@ class Registry(OrderedDict[K, V]):
 
     def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
         try:
-            key, value = _take_oldest(self, last=False)
+            key, value = take_oldest(self, last=False)
         except KeyError:  # others deleted meanwhile
             return False
         self._forget(key, value, cause, gone)
@@ -1161,16 +1080,14 @@ class Registry(OrderedDict[K, V]):
 
     def _keep_order_beside(self) -> None:
         """So many are leased that stepping over them costs more than an order without them. The lock is held."""
-        order = LinkedOrder(moves=self._moves)
-        for key in list(_by_recency(self)):
+        order = LinkedOrder(self, moves=self._moves)
+        for key in list(by_recency(self)):
             if key in self._leases:
                 self._parked[key] = None
+                order.discard(key)
             else:
                 order.add(key)
-        if self._used is not None:
-            for key in list(_by_recency(self)):
-                if key in self._used:
-                    self._used.move_to_end(key)
+        self._order_uses()
         self._order = order
         self._choose_paths()
 
@@ -1182,7 +1099,7 @@ class Registry(OrderedDict[K, V]):
             while True:
                 with self._lock:
                     key = self._next_in(order, spared)
-                    if key is _MISSING:
+                    if key is MISSING:
                         return False
                     if _same(key, newest):
                         spared.append(key)
@@ -1195,11 +1112,11 @@ class Registry(OrderedDict[K, V]):
                             return True
                         continue
                 # Outside the lock: the answer is user code. The key is out of the order, so nobody else asks.
-                entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
-                busy = self._limits.busy is not None and entry.value is not _MISSING and self._is_busy(entry)
+                entry: Entry[Any, Any] = Entry(key, _look(self, key, MISSING), self._owner())
+                busy = self._limits.busy is not None and entry.value is not MISSING and self._is_busy(entry)
                 leaves = not busy and (not self._saves or self._may_leave(key, entry.value))
                 with self._lock:
-                    if _look(self, key, _MISSING) is not entry.value or key in order or key in self._leases:
+                    if _look(self, key, MISSING) is not entry.value or key in order or key in self._leases:
                         self._unpark(key)  # written, used or leased while we asked
                         if not _has(self, key):  # or deleted: then there is room already
                             return True
@@ -1223,12 +1140,12 @@ class Registry(OrderedDict[K, V]):
             return order.pop()
         except KeyError:
             if not isinstance(order, CachetoolsOrder):
-                return _MISSING
+                return MISSING
         # A cache of somebody else's may have dropped keys by itself; what it has forgotten leaves oldest first.
         for key in list(dict.keys(self)):
             if key not in self._parked and key not in self._leases and key not in spared:
                 return key
-        return _MISSING
+        return MISSING
 
     def _poll_parked(self, most: int = _POLLS) -> None:
         """Ask some of those that were busy whether they still are, oldest first, so that they can leave again."""
@@ -1243,8 +1160,8 @@ class Registry(OrderedDict[K, V]):
                 if key in self._leases:
                     self._parked[key] = None
                     continue
-            entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
-            busy = self._limits.busy is not None and entry.value is not _MISSING and self._is_busy(entry)
+            entry: Entry[Any, Any] = Entry(key, _look(self, key, MISSING), self._owner())
+            busy = self._limits.busy is not None and entry.value is not MISSING and self._is_busy(entry)
             with self._lock:
                 if not _has(self, key) or key in order:
                     continue
@@ -1276,8 +1193,8 @@ class Registry(OrderedDict[K, V]):
 
     def _answer(self, value: Any, name: str) -> Any:
         """The attribute of a value that says whether it is busy; a value that has none is not."""
-        answer = getattr(value, name, _MISSING)
-        if answer is not _MISSING:
+        answer = getattr(value, name, MISSING)
+        if answer is not MISSING:
             return answer
         if self._strict and value is not None:
             self._strict = False  # said once
@@ -1334,7 +1251,7 @@ class Registry(OrderedDict[K, V]):
         """*value* was put in: from now on it is what *key* means, and one day it may come back. The lock is held."""
         tail = self._tail
         if tail is None:
-            if type(value) not in _STRONG and self._comes_back(value):
+            if type(value) not in STRONG and self._comes_back(value):
                 self._tail = weakref.WeakValueDictionary()
         elif tail.data:  # type: ignore[attr-defined] # its dict: asking for its length runs Python code
             tail.pop(key, None)
@@ -1347,11 +1264,11 @@ class Registry(OrderedDict[K, V]):
         return tail.get(key, default)
 
     def _revive(self, key: Any) -> Any:
-        """Put an evicted value that is still alive back in; `_MISSING` if there is none."""
-        value = self._in_tail(key, _MISSING)
-        if value is not _MISSING:
+        """Put an evicted value that is still alive back in; `MISSING` if there is none."""
+        value = self._in_tail(key, MISSING)
+        if value is not MISSING:
             value = self._put(key, value, keep=True, back=True)
-            self._revived += value is not _MISSING
+            self._revived += value is not MISSING
         return value
 
     # Weight.
@@ -1385,7 +1302,7 @@ class Registry(OrderedDict[K, V]):
         if self._reads >= _SLICE:
             self._measure_lent()
 
-    def _measure_lent(self, newest: Any = _MISSING) -> None:
+    def _measure_lent(self, newest: Any = MISSING) -> None:
         """Measure what was read or leased since; evict if it has grown beyond the bound."""
         lent, sizes = self._lent, self._sizes
         if lent is None or sizes is None:
@@ -1396,12 +1313,12 @@ class Registry(OrderedDict[K, V]):
                 key = lent.popitem()[0]
             except KeyError:
                 break
-            value = _look(self, key, _MISSING)
-            if value is _MISSING:
+            value = _look(self, key, MISSING)
+            if value is MISSING:
                 continue
             size = self._weigh(key, value)
             with self._lock:
-                if key in sizes and _look(self, key, _MISSING) is value:
+                if key in sizes and _look(self, key, MISSING) is value:
                     self._resize(key, size)
             value = None
         if self._over():
@@ -1432,10 +1349,10 @@ class Registry(OrderedDict[K, V]):
     def _rerank(self, key: Any) -> None:
         order = self._order
         if isinstance(order, ImportanceOrder):
-            value = _look(self, key, _MISSING)
+            value = _look(self, key, MISSING)
             rank = self._rank(key, value)
             with self._lock:
-                if _look(self, key, _MISSING) is value and key not in self._leases:
+                if _look(self, key, MISSING) is value and key not in self._leases:
                     self._parked.pop(key, None)
                     order.rank(key, rank)
 
@@ -1445,8 +1362,8 @@ class Registry(OrderedDict[K, V]):
 
         With a *store* it is saved before; on an event loop it is not waited for, and what is not saved yet stays.
         """
-        value = _look(self, key, _MISSING)
-        if value is _MISSING:
+        value = _look(self, key, MISSING)
+        if value is MISSING:
             return False
         entry: Entry[Any, Any] = Entry(key, value, self._owner())
         del value
@@ -1458,7 +1375,7 @@ class Registry(OrderedDict[K, V]):
         with self._lock:
             evicted = (
                 key not in self._leases
-                and _look(self, key, _MISSING) is entry.value
+                and _look(self, key, MISSING) is entry.value
                 and not self._is_unsaved(key)
                 and self._discard(key, Cause.PRESSURE, gone)
             )
@@ -1489,7 +1406,7 @@ class Registry(OrderedDict[K, V]):
             self._poll_parked(len(self))
             before = len(gone)
             while len(self) > entries or (size is not None and self._bytes > size):
-                if not self._evict_one(Cause.PRESSURE, _MISSING, gone):
+                if not self._evict_one(Cause.PRESSURE, MISSING, gone):
                     break
             return self._entries_of(gone[before:])
         finally:
@@ -1543,15 +1460,15 @@ class Registry(OrderedDict[K, V]):
         return Lease(self, key, create)
 
     def _pin(self, key: Any) -> Any:
-        """Pin *key* if it is here, and count the lookup; `_MISSING` if not."""
+        """Pin *key* if it is here, and count the lookup; `MISSING` if not."""
         while True:
             value = self._find(key)
-            if value is _MISSING:
-                return _MISSING
+            if value is MISSING:
+                return MISSING
             with self._lock:
                 self._pin_row(key)
                 # Looked at after it is pinned: a sweep without a lock may just have taken it.
-                if _look(self, key, _MISSING) is value:
+                if _look(self, key, MISSING) is value:
                     return value
                 self._unpin_row(key)
 
@@ -1595,7 +1512,7 @@ class Registry(OrderedDict[K, V]):
             if self._over():
                 self._sweep()
             self._after_lease(key)
-            if self._keeper is not None and (value := _look(self, key, _MISSING)) is not _MISSING:
+            if self._keeper is not None and (value := _look(self, key, MISSING)) is not MISSING:
                 self._keeper.settle(key, value)
 
     def _after_lease(self, key: Any) -> None:
@@ -1603,11 +1520,12 @@ class Registry(OrderedDict[K, V]):
 
     def stats(self) -> RegistryStats:
         """The numbers of this moment."""
+        hits, misses, _ = self._counted()
         return RegistryStats(
             entries=len(self),
             bytes=None if self._sizes is None else self._bytes,
-            hits=sys.maxsize - length_hint(self._ticks) - self._wasted + self._hits,
-            misses=self._misses,
+            hits=hits + self._hits,
+            misses=misses + self._misses,
             rehydrated=self._revived + (0 if self._keeper is None else self._keeper.loads),
             evictions=MappingProxyType(self._evictions()),
             leased=len(self._leases),
@@ -1617,7 +1535,7 @@ class Registry(OrderedDict[K, V]):
 
     def _evictions(self) -> dict[Cause, int]:
         counts = {cause: n for cause, n in list(self._counts.items()) if cause in _DROPPED}
-        swept = sys.maxsize - length_hint(self._evicted)
+        swept = self._counted()[2]
         if swept:
             counts[Cause.SIZE] = counts.get(Cause.SIZE, 0) + swept
         return counts
@@ -1753,8 +1671,8 @@ class Registry(OrderedDict[K, V]):
 
     def _let_stale_go(self, key: Any, error: StoreError, gone: list[_Gone]) -> None:
         """As `_drop_stale`; the lock is held, and *gone* is to be told when it is not."""
-        for value in (_look(self, key, _MISSING), self._in_tail(key, _MISSING)):
-            if value is not _MISSING:
+        for value in (_look(self, key, MISSING), self._in_tail(key, MISSING)):
+            if value is not MISSING:
                 outdate(key, value, error)
         del value
         if self._tail is not None:
@@ -1798,16 +1716,15 @@ class Registry(OrderedDict[K, V]):
     def move_to_end(self, key: K, last: bool = True) -> None:  # noqa: FBT001, FBT002 - as OrderedDict's
         """As ``OrderedDict.move_to_end``: change the *iteration* order. Constant time, to the front linear."""
         with self._lock:
-            value = _fetch_raw(self, key)
-            others = [] if last else [(k, v) for k, v in self._walk_items() if not _same(k, key)]
-            recency = list(_by_recency(self)) if others else []
-            for k, v in [(key, value), *others]:
-                _take(self, k)
-                _store(self, k, v)
+            _fetch_raw(self, key)
+            others = [] if last else [k for k in self._walk_keys() if not _same(k, key)]
+            recency = list(by_recency(self)) if others else []
+            for k in (key, *others):
+                self._reinsert(k)
             for k in recency:
-                _move(self, k)
+                move(self, k)
             if last and self._moves:
-                _move(self, key)
+                move(self, key)
 
     @classmethod
     def fromkeys(cls, iterable: Iterable[Any], value: Any = None) -> Any:
@@ -1868,56 +1785,15 @@ class Registry(OrderedDict[K, V]):
         self._choose_paths()
 
 
+@quicken
 class _Timed(Registry[K, V]):
     """A registry whose entries have times: a read compares the clock with the next expiry."""
 
     __slots__ = ()
 
-    def __getitem__(self, key: K) -> V:
-        for _ in self._tally:
-            timer = self._timer
-            now = timer()  # type: ignore[misc] # a timed registry has one
-            if now < self._due:
-                try:
-                    _move(self, key)
-                    used = self._used
-                    if used is not None and key in used:
-                        used[key] = now
-                    return _fetch(self, key)
-                except KeyError:
-                    pass
-                except BaseException:  # as in `Registry`
-                    self._wasted += 1
-                    raise
-            self._wasted += 1
-            break
-        return self._lookup(key)
-
-    def get(self, key: K, default: Any = None, /) -> Any:
-        """The value of *key*, or *default*; a hit counts as use."""
-        for _ in self._tally:
-            timer = self._timer
-            now = timer()  # type: ignore[misc] # a timed registry has one
-            if now < self._due:
-                try:
-                    _move(self, key)
-                    used = self._used
-                    if used is not None and key in used:
-                        used[key] = now
-                    return _fetch(self, key)
-                except KeyError:
-                    pass
-                except BaseException:  # as in `Registry`
-                    self._wasted += 1
-                    raise
-            self._wasted += 1
-            break
-        value = self._find(key)
-        return default if value is _MISSING else value
-
-    def __contains__(self, key: object) -> bool:
-        self._settle(key)
-        return super().__contains__(key)
+    __getitem__ = read_timed
+    get = get_timed
+    __contains__ = contains_timed
 
     def peek(self, key: K, default: Any = None) -> Any:
         """The value of *key*, or *default*, without counting as use; an expired entry is not there."""
@@ -1965,14 +1841,14 @@ class _Timed(Registry[K, V]):
         if key in self._leases:
             return None
         now, limits = self._now(), self._limits
-        if limits.ttl is not None and self._written is not None:
-            stamp = self._written.get(key)
+        if limits.ttl is not None:
+            stamp = self._written_at(key)
             if stamp is None and key in self._held:
                 stamp = self._held[key][1]
             if stamp is not None and now >= stamp + limits.ttl:
                 return Cause.EXPIRED
-        if limits.idle is not None and self._used is not None:
-            stamp = self._used.get(key)
+        if limits.idle is not None:
+            stamp = self._used_at(key)
             if stamp is not None and now >= stamp + limits.idle:
                 return Cause.IDLE
         return None
@@ -1980,7 +1856,7 @@ class _Timed(Registry[K, V]):
     def _expire_one(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
         """Drop *key*, unless it is busy: then its time goes on. ``False``: it is being saved, and leaves then."""
         if self._saves and cause is Cause.IDLE:
-            leaves = self._may_leave(key, _look(self, key, _MISSING))
+            leaves = self._may_leave(key, _look(self, key, MISSING))
             if leaves is None:
                 return False
             if not leaves:
@@ -1988,8 +1864,8 @@ class _Timed(Registry[K, V]):
                     self._hold(key, cause)
                 return True
         if self._limits.busy is not None:
-            entry: Entry[Any, Any] = Entry(key, _look(self, key, _MISSING), self._owner())
-            if entry.value is not _MISSING and self._is_busy(entry):
+            entry: Entry[Any, Any] = Entry(key, _look(self, key, MISSING), self._owner())
+            if entry.value is not MISSING and self._is_busy(entry):
                 with self._lock:
                     self._hold(key, cause)
                 return True
@@ -1997,7 +1873,7 @@ class _Timed(Registry[K, V]):
             if cause is Cause.IDLE and self._is_unsaved(key):
                 return True  # changed since: the next look finds it used, or unsaved
             if self._over_by(key) is cause and not self._discard(key, cause, gone):
-                self._forget_times(key)  # or the stamp that a read left while it was removed would be due for ever
+                self._unstamp(key)  # or the stamp that a read left while it was removed would be due for ever
         return True
 
     def _expire_due(self, gone: list[_Gone]) -> int:
@@ -2029,11 +1905,34 @@ class _Timed(Registry[K, V]):
                 return True
         return self._expire_one(key, cause, gone)
 
-    def _forget(self, key: Any, value: Any, cause: Cause, gone: list[_Gone]) -> None:
-        revivable = self._is_revivable(cause) and type(value) not in _STRONG
-        now = self._now() if revivable else 0.0
-        age, idle_for = self._times(key) if revivable else (None, None)
-        super()._forget(key, value, cause, gone)
+    def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+        found = self._extract(key)
+        if found is None:
+            return False
+        self._forget_timed(key, cause, gone, *found)
+        return True
+
+    def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
+        try:
+            key, *found = self._extract_oldest()
+        except KeyError:  # others deleted meanwhile
+            return False
+        self._forget_timed(key, cause, gone, *found)
+        return True
+
+    def _forget_timed(
+        self, key: Any, cause: Cause, gone: list[_Gone], value: Any, written: float | None, used: float | None
+    ) -> None:
+        """As `_forget`, for an entry with the times that it had."""
+        if self._held and (held := self._held.pop(key, None)) is not None and written is None:
+            written = held[1]
+        revivable = type(value) not in STRONG and self._is_revivable(cause)
+        if not revivable and self._limits.on_evict is None:
+            self._forget(key, value, cause, gone)
+            return
+        now = self._now()
+        age, idle_for = self._ages(key, written, used, now)
+        self._forget(key, value, cause, gone, (age, idle_for))
         tail = self._tail
         if revivable and tail is not None and tail.get(key) is value:
             # Evicted is not written: if it is found again, its time has gone on.
@@ -2050,14 +1949,14 @@ class _Timed(Registry[K, V]):
             if tail is not None and (value := tail.pop(key, None)) is not None and self._keeper is not None:
                 with self._lock:
                     self._keeper.left(key, value, Cause.EXPIRED, adrift=False)
-            return _MISSING
+            return MISSING
         value = super()._revive(key)
-        if value is not _MISSING and written is not None and limits.ttl is not None:
+        if value is not MISSING and written is not None and limits.ttl is not None:
             self._backdate(key, value, written)
         return value
 
     def _written_ago(self, key: Any) -> float:
-        written = None if self._written is None else self._written.get(key)
+        written = self._written_at(key)
         return 0.0 if written is None else self._now() - written
 
     def _write_earlier(self, key: Any, value: Any, ago: float) -> None:
@@ -2069,32 +1968,28 @@ class _Timed(Registry[K, V]):
         ttl = self._limits.ttl
         assert ttl is not None
         with self._lock:
-            if self._written is not None and key in self._written and _look(self, key, _MISSING) is value:
-                self._written[key] = written
+            if self._written_at(key) is not None and _look(self, key, MISSING) is value:
+                self._write_as(key, written)
                 heapq.heappush(self._early, (written + ttl, next(_serial), key, written))
                 self._due = min(self._due, written + ttl)
 
     def _next_early(self) -> tuple[float, Any]:
         """Who came back is due first, and when. The lock is held."""
-        written = self._written
-        while self._early and written is not None:
+        while self._early:
             due, _, key, stamp = self._early[0]
-            if written.get(key) == stamp:
+            if self._written_at(key) == stamp:
                 return due, key
             heapq.heappop(self._early)  # written again, or removed
-        return _NEVER, _MISSING
+        return _NEVER, MISSING
 
     def _next_due(self) -> tuple[Any, Cause] | None:
         """Who is due; or ``None``, and then `_due` says when somebody will be. The lock is held."""
         now, limits = self._now(), self._limits
         soonest = _NEVER
-        if limits.ttl is not None and self._written is not None:
-            for key in self._written:
-                due = self._written[key] + limits.ttl
-                if now >= due:
-                    return key, Cause.EXPIRED
-                soonest = due
-                break
+        if limits.ttl is not None and (first := self._first_written()) is not None:
+            soonest = first[1] + limits.ttl
+            if now >= soonest:
+                return first[0], Cause.EXPIRED
         if self._early:
             due, key = self._next_early()
             if now >= due:
@@ -2104,20 +1999,14 @@ class _Timed(Registry[K, V]):
             key, (again, stamp) = next(iter(self._held.items()))
             if now >= again:
                 del self._held[key]
-                if self._written is not None and _has(self, key):
-                    self._written[key] = stamp  # its time is over already, so its place in the order is the first
-                    self._written.move_to_end(key, last=False)
+                self._write_first(key, stamp)  # its time is over already
                 return self._next_due()
             soonest = min(soonest, again)
-        if limits.idle is not None and self._used is not None:
-            used = self._used
-            first = _first(lambda: iter(used) if self._used_in_order else _by_recency(self))
-            stamp_of_first = self._used.get(first)
-            if stamp_of_first is not None:
-                due = stamp_of_first + limits.idle
-                if now >= due:
-                    return first, Cause.IDLE
-                soonest = min(soonest, due)
+        if limits.idle is not None and (first := self._first_used()) is not None:
+            due = first[1] + limits.idle
+            if now >= due:
+                return first[0], Cause.IDLE
+            soonest = min(soonest, due)
         self._due = soonest
         return None
 
@@ -2125,7 +2014,7 @@ class _Timed(Registry[K, V]):
         """What is in use when its time is over: look at it again later. The lock is held."""
         if cause is Cause.IDLE:
             self._touch(key)  # in use is used
-        elif self._written is not None and (stamp := self._written.pop(key, None)) is not None:
+        elif (stamp := self._unwrite(key)) is not None:
             self._held[key] = (self._now() + self._slack(), stamp)
 
     def _slack(self) -> float:
@@ -2133,47 +2022,19 @@ class _Timed(Registry[K, V]):
         limits = self._limits
         return max(0.5, 0.025 * min(limits.ttl or _NEVER, limits.idle or _NEVER))
 
-    def _stamp_use(self, key: Any) -> None:
-        used = self._used
-        if used is not None and key in used:
-            used[key] = self._now()
-            if self._used_in_order:
-                try:
-                    used.move_to_end(key)
-                except KeyError:  # another thread removed it
-                    return
-            if not _has(self, key):  # removed between the lines above, and the stamp came after
-                used.pop(key, None)
-
-    def _stamp_write(self, key: Any) -> None:
-        now = self._now()
-        if self._written is not None:
-            self._written[key] = now
-            self._written.move_to_end(key)
-            if self._held:
-                self._held.pop(key, None)
-        if self._used is not None:
-            self._used[key] = now
-            if self._used_in_order:
-                self._used.move_to_end(key)
-        if self._due == _NEVER:  # otherwise what is due next was written or used before this
-            limits = self._limits
-            self._due = now + min(limits.ttl or _NEVER, limits.idle or _NEVER)
-
-    def _forget_times(self, key: Any) -> None:
-        if self._written is not None:
-            self._written.pop(key, None)
-        if self._used is not None:
-            self._used.pop(key, None)
+    def _stamp_write(self, key: Any) -> float:
         if self._held:
             self._held.pop(key, None)
+        return super()._stamp_write(key)
 
     def _times(self, key: Any) -> tuple[float | None, float | None]:
-        now = self._now()
-        written = None if self._written is None else self._written.get(key)
+        return self._ages(key, self._written_at(key), self._used_at(key), self._now())
+
+    def _ages(
+        self, key: Any, written: float | None, used: float | None, now: float
+    ) -> tuple[float | None, float | None]:
         if written is None and key in self._held:
             written = self._held[key][1]
-        used = None if self._used is None else self._used.get(key)
         return None if written is None else now - written, None if used is None else now - used
 
     def _be_watched(self) -> None:
@@ -2222,41 +2083,14 @@ class _Timed(Registry[K, V]):
                 return expired
 
 
-def _is_atomic(key: Any) -> bool:
-    """
-    Whether comparing this key runs no Python code, so that one C call on an ``OrderedDict`` is atomic under the GIL.
-
-    Where it does, another thread may change the dict in the middle of the comparison. A dict survives that; an
-    ``OrderedDict`` of CPython 3.11 to 3.13 goes on with an index into a table that is gone, and crashes the process.
-    (A hash in Python is harmless: it is asked for before anything else.)
-    """
-    kind = type(key)
-    if kind is tuple and _ATOMIC.issuperset(map(type, key)):  # (chat, user): the usual case, at the price of two calls
-        return True
-    if type(kind.__eq__) is not types.WrapperDescriptorType:
-        return False
-    if isinstance(key, (tuple, frozenset)):
-        return all(type(part) in _ATOMIC or _is_atomic(part) for part in key)
-    return True
-
-
-def _first(keys: Callable[[], Iterator[Any]]) -> Any:
-    """The first key of an order, `_MISSING` if it is empty."""
-    while True:
-        try:
-            return next(keys(), _MISSING)
-        except RuntimeError:  # a read, which takes no lock, moved a key between the two calls
-            continue
-
-
 def _same(key: Any, other: Any) -> bool:
     # As in a dict: keys are compared only where their hashes are equal.
-    return key is other or (other is not _MISSING and hash(key) == hash(other) and bool(key == other))
+    return key is other or (other is not MISSING and hash(key) == hash(other) and bool(key == other))
 
 
 def _fetch_raw(registry: Registry[K, V], key: K) -> V:
-    value = _look(registry, key, _MISSING)
-    if value is _MISSING:
+    value = _look(registry, key, MISSING)
+    if value is MISSING:
         raise KeyError(key)
     return value  # type: ignore[no-any-return] # what dict.get returned is a V
 
@@ -2275,10 +2109,6 @@ def _nobody() -> None:
     return None
 
 
-# Types of most keys whose comparison is C code.
-_ATOMIC = frozenset({str, int, bytes, float, bool, type(None)})
-# Types of most values whose instances cannot be weakly referenced; a look here is cheaper than asking the type.
-_STRONG = frozenset({int, float, bool, str, bytes, tuple, list, dict, type(None)})
 _REVIVABLE = frozenset({Cause.SIZE, Cause.BYTES, Cause.PRESSURE})
 _DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.PRESSURE})
 _HOOKS = frozenset({"on_evict", "close", "store"})
@@ -2308,7 +2138,7 @@ def _make(kind: type[Any], limits: Limits, owner: object | None = None) -> Any:
     """An empty registry of this class, made without its ``__init__`` (a user's subclass may want arguments)."""
     timed = any(limit is not None for limit in (limits.ttl, limits.idle, limits.on_evict, limits.store))
     kind = _plain_class(kind)
-    registry = OrderedDict.__new__(_timed(kind) if timed and not issubclass(kind, _Timed) else kind)
+    registry = Kernel.__new__(_timed(kind) if timed and not issubclass(kind, _Timed) else kind)
     registry._configure(limits, owner)
     return registry
 
@@ -2423,7 +2253,7 @@ def _state_names() -> frozenset[str]:
     kinds = [Registry]
     for kind in kinds:
         kinds += (below for below in type.__subclasses__(kind) if "_adopted" not in vars(below))
-    return frozenset({"__class__", *(slot for kind in kinds for slot in vars(kind).get("__slots__", ()))})
+    return STATE | frozenset({"__class__", *(slot for kind in kinds for slot in vars(kind).get("__slots__", ()))})
 
 
 def _rebound(function: types.FunctionType, owner: type[Any]) -> types.FunctionType:

@@ -43,6 +43,7 @@ class Record:
     used: float
     rank: tuple[float, int] = (0, 0)
     leased_since_use: bool = False
+    busy_since_use: bool = False  # who is met in use when its time is over counts as used then
 
 
 class Told(RuleBasedStateMachine):
@@ -129,6 +130,7 @@ class Told(RuleBasedStateMachine):
         record = self.model[key]
         record.used = self.clock.now
         record.leased_since_use = self.is_leased(key)
+        record.busy_since_use = key in self.busy
         if self.policy != "fifo":
             self.order.remove(key)
             self.order.append(key)
@@ -193,7 +195,7 @@ class Told(RuleBasedStateMachine):
             if lease is not None:
                 self.leases.append((key, lease))
                 self.stepped_over = self.policy == "fifo"
-            self.model[key] = Record(value, self.clock.now, self.clock.now)
+            self.model[key] = Record(value, self.clock.now, self.clock.now, busy_since_use=key in self.busy)
             self.order.append(key)
         else:
             record = self.model[key]
@@ -311,7 +313,8 @@ class Told(RuleBasedStateMachine):
         expired = self.registry.expire()
         self.settle()
         assert self.told - before == expired
-        assert all(self.is_over(key) is None or self.in_use(key) for key in self.model)
+        stays = [key for key in self.model if self.is_over(key) is not None and not self.in_use(key)]
+        assert all(self.model[key].busy_since_use for key in stays)
 
     @rule()
     def clear(self) -> None:
@@ -374,6 +377,8 @@ class Told(RuleBasedStateMachine):
     @rule(key=KEYS)
     def change_busy(self, key: int) -> None:
         self.busy ^= {key}
+        if key in self.busy and key in self.model:
+            self.model[key].busy_since_use = True
 
     # What always holds.
 
