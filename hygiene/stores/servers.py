@@ -32,23 +32,33 @@ import secrets
 import socket
 import threading
 import time
-import warnings
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from zlib import crc32
 
 import msgspec
 from msgspec.structs import replace
 
-from hygiene.errors import NotStorable, OwnershipLost, StoreError, StoreUnavailable, VersionConflict
+from hygiene.errors import OwnershipLost, StoreError, StoreUnavailable, VersionConflict
 from hygiene.stores.codec import codec_named, decode, decode_key, encode_key, fits
 from hygiene.stores.protocol import BadRow, Change, Delete, Head, Kind, Record, RecoveryReport, SaveLog, SaveValue
-from hygiene.stores.sqlite import Quarantined, _as_key, _as_text, _shown, _with, _without
+from hygiene.stores.sqlite import (
+    Quarantined,
+    _as_key,
+    _as_text,
+    _check_place,
+    _check_replaces,
+    _check_sizes,
+    _conflict,
+    _OpenStore,
+    _shown,
+    _with,
+    _without,
+)
 from hygiene.stores.watching import ASKED, Line, Watch, Watcher
 from hygiene.units import Duration, seconds
 
@@ -193,7 +203,7 @@ class Plan:
         return all(rows.get(digest) is None for digest in self.entries)
 
 
-class ServerStore(ABC):
+class ServerStore(_OpenStore):
     """
     Entries on a server; the part of a `Store` that does not depend on which.
 
@@ -207,7 +217,6 @@ class ServerStore(ABC):
     _most_bytes: int
 
     def __init__(self, *, codec: str, timer: Callable[[], float]) -> None:
-        self._closed = True  # so that a failed __init__ does not warn
         self._codec = codec_named(codec)
         self._timer = timer
         self._unsure: dict[tuple[bytes, ...], tuple[list[Change], list[Plan]]] = {}
@@ -216,6 +225,10 @@ class ServerStore(ABC):
         self.encode = self._codec.encode
         self.decode = functools.partial(decode, self._codec)
         _everywhere.add(self)
+
+    @property
+    def _place(self) -> str:
+        return self.address
 
     # What each server does in its own words. All raise StoreUnavailable if it cannot be reached.
 
@@ -326,12 +339,6 @@ class ServerStore(ABC):
             if row is not None and (state := unseal(ref, row)) is not None and not state.over(self._timer()):
                 yield state.head(ref)
 
-    def items(self, space: str) -> Iterator[tuple[Any, Any]]:
-        """Keys and values of *space*; see `Store.items`."""
-        for key in self.keys(space):
-            if (record := self.load(space, key)) is not None:
-                yield key, record.value
-
     def count(self, space: str) -> int:
         """Number of entries in *space*."""
         return sum(1 for _ in self.keys(space))
@@ -416,17 +423,7 @@ class ServerStore(ABC):
         raise self._busy("save to")
 
     def _prepare(self, change: Change) -> Reference:
-        datas: Iterable[bytes] = ()
-        if isinstance(change, SaveValue):
-            datas = (change.data,)
-        elif isinstance(change, SaveLog):
-            datas = itertools.chain(change.append, change.put.values())
-        for data in datas:
-            if len(data) > self._most_bytes:
-                raise NotStorable(
-                    f"an item of {_shown(change.key)} in {change.space!r} must have at most {self._most_bytes:,} "
-                    f"bytes; found {len(data):,}. Store it in parts, or in a file of its own"
-                )
+        _check_sizes(change, self._most_bytes)
         return refer(change.space, change.key)
 
     def _recall(self, name: tuple[bytes, ...], changes: Sequence[Change]) -> list[Plan]:
@@ -508,11 +505,8 @@ class ServerStore(ABC):
             entry.state = None
             return None
         is_log = isinstance(change, SaveLog)
-        if isinstance(change, SaveLog) and state is not None and not state.is_log and not change.replace:
-            raise ValueError(
-                f"{_shown(change.key)} in {change.space!r} should be a log to be changed as one; found a value. "
-                f"Save it with replace=True"
-            )
+        if isinstance(change, SaveLog) and state is not None and not state.is_log:
+            _check_replaces(change)
         if state is None:
             plan.creates = True
             # A row that is there without its head, or behind one that is over, is none of the new entry's.
@@ -555,11 +549,7 @@ class ServerStore(ABC):
                 entry.drops.add(sequence)
             spans = _without(spans, low, high) if low < high else spans
         for sequence, data in change.put.items():
-            if not 0 <= sequence < following:
-                raise ValueError(
-                    f"an item of {_shown(change.key)} in {change.space!r} can be put at 0 to {following - 1}; "
-                    f"found {sequence}. Append it"
-                )
+            _check_place(change, sequence, following)
             size += len(data) - length(sequence)
             entry.puts[sequence] = data
             entry.drops.discard(sequence)
@@ -804,39 +794,6 @@ class ServerStore(ABC):
                 if (watch := reference()) is not None:
                     watch.close()
             self._disconnect()
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.address}: {'closed' if self._closed else 'open'}>"
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            warnings.warn(
-                f"store {self.address} was never closed; use `with`", ResourceWarning, stacklevel=2, source=self
-            )
-
-
-def _conflict(conflicts: list[tuple[str, Any, int, int]], batch: Sequence[Change]) -> VersionConflict:
-    space, key, base, found = conflicts[0]
-    more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
-    return VersionConflict(
-        f"version {base} of {_shown(key)} in {space!r} was to be replaced; found version {found}{more}: somebody "
-        f"else has saved it, or 0: it is gone. None of the {len(batch)} change(s) was saved. Load it again and decide",
-        tuple(conflicts),
-        tuple((change.space, change.key) for change in batch),
-    )
 
 
 _everywhere: weakref.WeakSet[ServerStore] = weakref.WeakSet()  # for reports

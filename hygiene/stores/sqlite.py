@@ -51,6 +51,7 @@ import threading
 import time
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -196,7 +197,58 @@ class _Findings:
     repaired: list[str] = field(default_factory=list)
 
 
-class SQLiteStore:
+class _OpenStore(ABC):
+    """What every store is, wherever it keeps its entries: open until it is closed."""
+
+    _closed = True  # so that a failed __init__ does not warn
+
+    @property
+    @abstractmethod
+    def _place(self) -> str:
+        """Where the entries are, as a message may name it."""
+
+    @abstractmethod
+    def load(self, space: str, key: Hashable) -> Record | None:
+        """The entry, or ``None`` if it is not there; see `Store.load`."""
+
+    @abstractmethod
+    def keys(self, space: str) -> Iterator[Any]:
+        """Keys of *space*; see `Store.keys`."""
+
+    def items(self, space: str) -> Iterator[tuple[Any, Any]]:
+        """Keys and values of *space*; see `Store.items`."""
+        for key in self.keys(space):
+            if (record := self.load(space, key)) is not None:
+                yield key, record.value
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is open. Again does nothing."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._place}: {'closed' if self._closed else 'open'}>"
+
+    def __del__(self) -> None:
+        if not self._closed:
+            warnings.warn(
+                f"store {self._place} was never closed; use `with`", ResourceWarning, stacklevel=2, source=self
+            )
+
+
+class SQLiteStore(_OpenStore):
     """
     Entries in one SQLite file; a `Store`.
 
@@ -232,7 +284,6 @@ class SQLiteStore:
         read_only: bool = False,
         timer: Callable[[], float] = time.time,
     ) -> None:
-        self._closed = True  # so that a failed __init__ does not warn
         self._codec = codec_named(codec)
         self._timeout = seconds(timeout, "timeout")
         self._timer = timer
@@ -274,6 +325,10 @@ class SQLiteStore:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _place(self) -> str:
+        return self.path
 
     # Opening
 
@@ -627,12 +682,6 @@ class SQLiteStore:
             if (state := _State.unseal(number, name, key, sealed)) is not None:
                 yield state.head(space, decode_key(key))
 
-    def items(self, space: str) -> Iterator[tuple[Any, Any]]:
-        """Keys and values of *space*; see `Store.items`."""
-        for key in self.keys(space):
-            if (record := self.load(space, key)) is not None:
-                yield key, record.value
-
     def _slices(self, space: str) -> Iterator[tuple[int, bytes, bytes]]:
         name, last = space.encode(), -1
         select = (
@@ -689,7 +738,7 @@ class SQLiteStore:
                 results.append(self._apply(connection, item, state, now))
             if conflicts:
                 # Raised in here, so that nothing of the batch is saved: it may be one thing in several entries.
-                raise self._conflict(conflicts, prepared)
+                raise _conflict(conflicts, [item.change for item in prepared])
             if not prepared:
                 # Something for the sync to wait for; SQLite leaves out a write that changes nothing.
                 connection.execute(
@@ -699,29 +748,8 @@ class SQLiteStore:
 
     def _prepare(self, change: Change) -> _Prepared:
         raw = encode_key(change.key)
-        datas: Iterable[bytes] = ()
-        if isinstance(change, SaveValue):
-            datas = (change.data,)
-        elif isinstance(change, SaveLog):
-            datas = itertools.chain(change.append, change.put.values())
-        for data in datas:
-            if len(data) > self._most_bytes:
-                raise NotStorable(
-                    f"an item of {_shown(change.key)} in {change.space!r} must have at most {self._most_bytes:,} "
-                    f"bytes; found {len(data):,}. Store it in parts, or in a file of its own"
-                )
+        _check_sizes(change, self._most_bytes)
         return _Prepared(change, change.space.encode(), raw)
-
-    def _conflict(self, conflicts: list[tuple[str, Any, int, int]], batch: list[_Prepared]) -> VersionConflict:
-        space, key, base, found = conflicts[0]
-        more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
-        return VersionConflict(
-            f"version {base} of {_shown(key)} in {space!r} was to be replaced; found version {found}{more}: somebody "
-            f"else has saved it, or 0: it is gone. None of the {len(batch)} change(s) was saved. Load it again and "
-            f"decide",
-            tuple(conflicts),
-            tuple((item.change.space, item.change.key) for item in batch),
-        )
 
     def _current(self, connection: sqlite3.Connection, space: bytes, key: bytes, now: float) -> _State | None:
         """The head as it is now; one that is over or damaged is cleared away first."""
@@ -750,11 +778,8 @@ class SQLiteStore:
                 self._remove(connection, state)
             return None
         is_log = isinstance(change, SaveLog)
-        if isinstance(change, SaveLog) and state is not None and not state.is_log and not change.replace:
-            raise ValueError(
-                f"{_shown(change.key)} in {change.space!r} should be a log to be changed as one; found a value. "
-                f"Save it with replace=True"
-            )
+        if isinstance(change, SaveLog) and state is not None and not state.is_log:
+            _check_replaces(change)
         new = state is None
         if state is None:
             number, floor = connection.execute(
@@ -795,11 +820,7 @@ class SQLiteStore:
                 connection.execute("DELETE FROM items WHERE id BETWEEN ? AND ?", (first + start, first + stop - 1))
                 spans = _without(spans, start, stop)
         for sequence, data in change.put.items():
-            if not 0 <= sequence < following:
-                raise ValueError(
-                    f"an item of {_shown(change.key)} in {change.space!r} can be put at 0 to {following - 1}; "
-                    f"found {sequence}. Append it"
-                )
+            _check_place(change, sequence, following)
             size += len(data) - _length(connection, first + sequence, first + sequence)
             connection.execute("INSERT OR REPLACE INTO items VALUES (?, ?)", (first + sequence, data))
             spans = _with(spans, sequence, sequence + 1)
@@ -1083,26 +1104,6 @@ class SQLiteStore:
                 self._writer.close()
                 self._writer = None
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<SQLiteStore {self.path}: {'closed' if self._closed else 'open'}>"
-
-    def __del__(self) -> None:
-        if not self._closed:
-            warnings.warn(f"store {self.path} was never closed; use `with`", ResourceWarning, stacklevel=2, source=self)
-
     # fork
 
     def _before_fork(self) -> None:
@@ -1228,6 +1229,48 @@ def _as_key(key: Any) -> Any:
         return decode_key(key)
     except Exception:  # damaged: whatever msgspec makes of it
         return key
+
+
+def _check_sizes(change: Change, most_bytes: int) -> None:
+    datas: Iterable[bytes] = ()
+    if isinstance(change, SaveValue):
+        datas = (change.data,)
+    elif isinstance(change, SaveLog):
+        datas = itertools.chain(change.append, change.put.values())
+    for data in datas:
+        if len(data) > most_bytes:
+            raise NotStorable(
+                f"an item of {_shown(change.key)} in {change.space!r} must have at most {most_bytes:,} bytes; "
+                f"found {len(data):,}. Store it in parts, or in a file of its own"
+            )
+
+
+def _check_replaces(change: SaveLog) -> None:
+    """What is there is a value, of which nothing can be kept in a log."""
+    if not change.replace:
+        raise ValueError(
+            f"{_shown(change.key)} in {change.space!r} should be a log to be changed as one; found a value. "
+            f"Save it with replace=True"
+        )
+
+
+def _check_place(change: SaveLog, sequence: int, following: int) -> None:
+    if not 0 <= sequence < following:
+        raise ValueError(
+            f"an item of {_shown(change.key)} in {change.space!r} can be put at 0 to {following - 1}; "
+            f"found {sequence}. Append it"
+        )
+
+
+def _conflict(conflicts: list[tuple[str, Any, int, int]], batch: Sequence[Change]) -> VersionConflict:
+    space, key, base, found = conflicts[0]
+    more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
+    return VersionConflict(
+        f"version {base} of {_shown(key)} in {space!r} was to be replaced; found version {found}{more}: somebody "
+        f"else has saved it, or 0: it is gone. None of the {len(batch)} change(s) was saved. Load it again and decide",
+        tuple(conflicts),
+        tuple((change.space, change.key) for change in batch),
+    )
 
 
 def _shown(key: Any) -> str:
