@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -33,3 +38,48 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real input (../shared/data) is not on this machine")
     return folder
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Runs a piece of Python in another process, with the arguments in ``argv``; none of them outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *argv: Any, **options: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code, *map(str, argv)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def in_child() -> Callable[[Callable[[], object]], int]:
+    """Calls a function in a forked child and returns the child's exit status: 0 if the function returned."""
+
+    def run(function: Callable[[], object]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                function()
+                status = 0
+            except BaseException as error:  # noqa: BLE001 - it must not get back into pytest
+                sys.stderr.write(f"in the child: {error!r}\n")
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return run

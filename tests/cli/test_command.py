@@ -16,22 +16,6 @@ pytestmark = pytest.mark.once
 
 
 @pytest.fixture
-def hygiene(capsys, monkeypatch):
-    """Runs the command in this process; returns its exit code, output and errors."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def hygiene(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capsys.readouterr()
-
-    return hygiene
-
-
-@pytest.fixture
 def log(tmp_path):
     """Ten users in turn, a minute apart, with two broken lines among them."""
     path = tmp_path / "chat.jsonl.gz"

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hygiene.cli import main
 from hygiene.cli.contents import export, restored, told
 from hygiene.errors import NotStorable, StoreUnavailable
 from hygiene.stores import Delete, SaveLog, SaveValue, SQLiteStore
@@ -33,18 +32,9 @@ VALUE = {
 
 
 @pytest.fixture
-def hygiene(capsys, monkeypatch):
-    """Runs the command in this process; returns its exit code, output and errors."""
+def hygiene(hygiene, monkeypatch):
+    """The command in a wider terminal: a row of these tables has many cells."""
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def hygiene(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capsys.readouterr()
-
     return hygiene
 
 

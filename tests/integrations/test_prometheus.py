@@ -14,7 +14,7 @@ import threading
 import urllib.request
 import weakref
 from collections.abc import Iterator
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,6 @@ from hygiene.integrations.prometheus import HygieneCollector, HygieneInstruments
 from hygiene.janitor import janitor
 
 LIMIT = 30.0
-_serial = count()
-
-
-@pytest.fixture
-def name() -> str:
-    """Other tests leave things behind that are alive, too."""
-    return f"test-{next(_serial)}"
 
 
 @pytest.fixture
@@ -433,21 +426,12 @@ def test_the_exporter_keeps_nothing_alive(prometheus: CollectorRegistry, name: s
 
 
 def test_what_cannot_be_asked_is_left_out(
-    prometheus: CollectorRegistry, name: str, caplog: pytest.LogCaptureFixture
+    prometheus: CollectorRegistry, name: str, broken: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One object that fails costs its own numbers, and a line in the log once a minute."""
-
-    class Broken(Registry[int, int]):
-        fails = True
-
-        def stats(self) -> RegistryStats:
-            if self.fails:
-                raise ArithmeticError("cannot count")
-            return super().stats()
-
-    broken, sound = Broken(name=name), Registry({1: 1}, name=f"{name}-sound")
+    sound = Registry({1: 1}, name=f"{name}-sound")
     first, second = scrape(prometheus), scrape(prometheus)
-    Broken.fails = False  # the log has it, and so it may be alive in the tests that follow
+    broken.fails = False
     third = scrape(prometheus)
 
     assert None is first("hygiene_registry_count", name=name)
@@ -460,28 +444,18 @@ def test_what_cannot_be_asked_is_left_out(
     assert 1 == third("hygiene_registry_count", name=broken._name or "")
 
 
-def test_an_error_that_is_kept_keeps_nothing_else_alive(name: str) -> None:
+def test_an_error_that_is_kept_keeps_nothing_else_alive(name: str, broken: Any) -> None:
     """A handler may keep the records of the log, and with an exception what its frames know."""
     kept: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = kept.append  # type: ignore[method-assign]
-
-    class Broken(Registry[int, int]):
-        fails = True
-
-        def stats(self) -> RegistryStats:
-            if self.fails:
-                raise ArithmeticError("cannot count")
-            return super().stats()
-
-    broken, other = Broken(name=name), Registry({1: 1}, name=name)
+    other = Registry({1: 1}, name=name)
     gone = weakref.ref(other)
     logging.getLogger("hygiene").addHandler(handler)
     try:
         Census().take()
     finally:
         logging.getLogger("hygiene").removeHandler(handler)
-    Broken.fails = False
     del other
     gc.collect()
 

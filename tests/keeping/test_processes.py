@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from hygiene.errors import VersionConflict
 from hygiene.stores import SQLiteStore
 from hygiene.writebehind import Rejected, WriteBehind
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 40.0
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -28,36 +27,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where a store may be made."""
-    return tmp_path / "chats.db"
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Start]:
-    """Runs a piece of Python in another process, with the arguments in ``argv``; none of them outlives the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(code: str, *argv: Any, **options: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, *map(str, argv)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            **options,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+InChild = Callable[[Callable[[], object]], int]
 
 
 def said(process: subprocess.Popen[str]) -> str:
@@ -70,22 +40,6 @@ def tell(process: subprocess.Popen[str], text: str) -> None:
     assert process.stdin is not None
     process.stdin.write(text + "\n")
     process.stdin.flush()
-
-
-def in_child(function: Callable[[], object]) -> int:
-    """The exit status of a forked child that calls *function*: 0 if that returned."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException as error:  # noqa: BLE001 - it must not get back into pytest
-            sys.stderr.write(f"in the child: {error!r}\n")
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def stored(path: Path, space: str) -> dict[Any, Any]:
@@ -517,7 +471,7 @@ async def test_aflush_tells_of_a_conflict_once(path: Path) -> None:
 
 @needs_fork
 @forks
-def test_a_forked_child_goes_on_with_the_registry(path: Path) -> None:
+def test_a_forked_child_goes_on_with_the_registry(path: Path, in_child: InChild) -> None:
     """It has what was in memory, loads what was not, saves what it changes; the parent is told if it was too late."""
     with Registry[Any, Any](maxsize=2, store=f"sqlite:{path}", name="chats") as chats:
         for n in range(5):
@@ -541,7 +495,7 @@ def test_a_forked_child_goes_on_with_the_registry(path: Path) -> None:
 
 @needs_fork
 @forks
-def test_what_was_unsaved_at_a_fork_is_saved_once(path: Path) -> None:
+def test_what_was_unsaved_at_a_fork_is_saved_once(path: Path, in_child: InChild) -> None:
     """By the parent. A child that changes it, too, and saves first, has the parent told."""
     with Registry[Any, Any](maxsize=9, store=f"sqlite:{path}", name="chats") as chats:
         chats.setdefault("log", []).append("before")
@@ -565,7 +519,7 @@ def test_what_was_unsaved_at_a_fork_is_saved_once(path: Path) -> None:
 
 @needs_fork
 @forks
-def test_what_was_changed_in_place_before_a_fork_is_the_parents(path: Path) -> None:
+def test_what_was_changed_in_place_before_a_fork_is_the_parents(path: Path, in_child: InChild) -> None:
     """A child that flushes and closes, as a worker does at its end, saves nothing that it has not changed itself."""
     with Registry[Any, Any](maxsize=9, store=f"sqlite:{path}", name="chats") as chats:
         chats["parent"], chats["child"] = {"n": 1}, {"n": 1}
@@ -585,7 +539,7 @@ def test_what_was_changed_in_place_before_a_fork_is_the_parents(path: Path) -> N
 @needs_fork
 @forks
 @pytest.mark.parametrize("change", ["edit", "trim", "append", "insert"])
-def test_a_child_saves_the_whole_of_what_it_has(path: Path, change: str) -> None:
+def test_a_child_saves_the_whole_of_what_it_has(path: Path, change: str, in_child: InChild) -> None:
     """What it changes then is in the store as in its memory, although the parent had not saved its own changes yet."""
     with Registry[Any, Any](maxsize=9, store=f"sqlite:{path}", name="chats") as chats:
         chats["log"] = [1, 2, 3]
@@ -614,7 +568,7 @@ def test_a_child_saves_the_whole_of_what_it_has(path: Path, change: str) -> None
 
 @needs_fork
 @forks
-def test_a_fork_while_threads_load_and_save_leaves_no_lock_held(path: Path) -> None:
+def test_a_fork_while_threads_load_and_save_leaves_no_lock_held(path: Path, in_child: InChild) -> None:
     """The child has none of these threads, and uses the registry all the same; the parent notices nothing."""
     with Registry[Any, Any](maxsize=2, store=f"sqlite:{path}", name="chats") as chats:
         stop, problems = threading.Event(), []

@@ -393,7 +393,7 @@ def test_a_folder_that_may_not_be_written_to_is_unavailable(tmp_path: Path, else
     before = bytes_of(folder)
     process = elsewhere(READER, folder)
     output, _ = process.communicate(timeout=PATIENCE)
-    lines = output.decode().splitlines()
+    lines = output.splitlines()
 
     assert 0 == process.returncode
     assert 2 == len(lines)

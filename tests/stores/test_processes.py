@@ -23,26 +23,12 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 # Since 3.12 a fork of a process with threads warns. What may go wrong there is what these tests are about.
 forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 
+InChild = Callable[[Callable[[], object]], int]
+
 
 def value_of(store: SQLiteStore, key: Any) -> Any:
     record = store.load("s", key)
     return None if record is None else record.value
-
-
-def in_child(function: Callable[[], object]) -> int:
-    """The exit status of a forked child that calls *function*: 0 if that returned."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException as error:  # noqa: BLE001 - it must not get back into pytest
-            sys.stderr.write(f"in the child: {error!r}\n")
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # Forks a writer, reads what it acknowledges, and kills it after a random number of acknowledgements and a random while.
@@ -106,7 +92,7 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(path: Path, else
     process = elsewhere(KILLER, path, 60, int.from_bytes(os.urandom(2)))
     output, _ = process.communicate(timeout=50)
 
-    assert (0, b"survived 60\n") == (process.returncode, output)
+    assert (0, "survived 60\n") == (process.returncode, output)
 
 
 COUNTER = """
@@ -132,7 +118,7 @@ def test_four_processes_that_count_together_lose_nothing(path: Path, elsewhere: 
     """500 times each with compare and set: 2,000. They make the file together, too: whoever comes first."""
     processes = [elsewhere(COUNTER, path, 500) for _ in range(4)]
     for process in processes:
-        process.stdin.write(b"go\n")
+        process.stdin.write("go\n")
         process.stdin.flush()
     codes = [(process.communicate(timeout=50), process.returncode)[1] for process in processes]
 
@@ -159,14 +145,14 @@ def test_a_locked_file_is_waited_for_and_then_unavailable(path: Path, elsewhere:
     with SQLiteStore(path, timeout="20ms") as store:
         store.save([SaveValue("s", "a", store.encode(1))])
         holder = elsewhere(HOLDER, path)
-        assert holder.stdout.readline() == b"held\n"
+        assert holder.stdout.readline() == "held\n"
         change = SaveLog("s", "b", 0, [store.encode(2)])
         for sync in (False, True):
             with pytest.raises(StoreUnavailable, match=r"another process holds it for long.*SQLITE_BUSY"):
                 store.save([change], sync=sync)
         assert 1 == value_of(store, "a")
         assert store.load("s", "b") is None
-        holder.communicate(b"\n", timeout=PATIENCE)
+        holder.communicate("\n", timeout=PATIENCE)
         store.save([change])
 
         assert [2] == value_of(store, "b")
@@ -174,7 +160,7 @@ def test_a_locked_file_is_waited_for_and_then_unavailable(path: Path, elsewhere:
 
 @needs_fork
 @forks
-def test_a_child_opens_its_own_and_both_go_on(path: Path) -> None:
+def test_a_child_opens_its_own_and_both_go_on(path: Path, in_child: InChild) -> None:
     with SQLiteStore(path) as store:
         store.save([SaveLog("s", "a", 0, [store.encode(1)])])
         store.load("s", "a")
@@ -223,7 +209,7 @@ def test_a_parent_that_closes_takes_nothing_from_its_child(path: Path) -> None:
 
 @needs_fork
 @forks
-def test_a_fork_waits_for_threads_that_read_and_write(path: Path) -> None:
+def test_a_fork_waits_for_threads_that_read_and_write(path: Path, in_child: InChild) -> None:
     """None of them notices, and each child finds a store that works."""
     with SQLiteStore(path) as store:
         store.save([SaveLog("s", "a", 0)])
@@ -252,7 +238,7 @@ def test_a_fork_waits_for_threads_that_read_and_write(path: Path) -> None:
 
 @needs_fork
 @forks
-def test_a_child_that_was_forked_in_the_middle_of_a_save_is_told(path: Path) -> None:
+def test_a_child_that_was_forked_in_the_middle_of_a_save_is_told(path: Path, in_child: InChild) -> None:
     """The fork cannot wait for ever, and a connection in the middle of something cannot be closed for the child."""
     with SQLiteStore(path, timeout=0.01) as store:
         inside, go = threading.Event(), threading.Event()
@@ -284,7 +270,7 @@ def test_a_child_that_was_forked_in_the_middle_of_a_save_is_told(path: Path) -> 
 
 @needs_fork
 @forks
-def test_a_store_in_memory_is_copied_by_a_fork(clock: ManualClock) -> None:
+def test_a_store_in_memory_is_copied_by_a_fork(clock: ManualClock, in_child: InChild) -> None:
     with SQLiteStore(":memory:") as store:
         store.save([SaveValue("s", "a", store.encode(1))])
 
@@ -322,7 +308,7 @@ print("saved", flush=True)
 sys.stdin.readline()
 """
     process = elsewhere(code, path)
-    assert process.stdout.readline() == b"saved\n"
+    assert process.stdout.readline() == "saved\n"
     process.terminate()
     process.communicate(timeout=PATIENCE)
 

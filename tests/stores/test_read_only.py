@@ -69,12 +69,12 @@ def look_at_everything(path: Path) -> dict[Any, Any]:
         return {key: value for space in store.spaces() for key, value in store.items(space)}
 
 
-def tell(writer: subprocess.Popen[bytes], count: int) -> None:
+def tell(writer: subprocess.Popen[str], count: int) -> None:
     assert writer.stdin is not None
     assert writer.stdout is not None
-    writer.stdin.write(f"{count}\n".encode())
+    writer.stdin.write(f"{count}\n")
     writer.stdin.flush()
-    assert b"saved\n" == writer.stdout.readline()
+    assert "saved\n" == writer.stdout.readline()
 
 
 def test_a_look_leaves_nothing_behind(tmp_path: Path, path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_look_leaves_nothing_behind(tmp_path: Path, path: Path) -> None:
 
 
 def test_a_look_at_a_file_that_another_process_writes_changes_neither_it_nor_its_log(
-    tmp_path: Path, path: Path, elsewhere: Callable[..., subprocess.Popen[bytes]]
+    tmp_path: Path, path: Path, elsewhere: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """Everything saved so far is seen, and nothing is moved from the log into the file."""
     writer = elsewhere(WRITER, path)
@@ -112,7 +112,7 @@ def test_a_look_at_a_file_that_another_process_writes_changes_neither_it_nor_its
 
 
 def test_a_look_after_a_kill_leaves_the_log_as_it_is(
-    tmp_path: Path, path: Path, elsewhere: Callable[..., subprocess.Popen[bytes]]
+    tmp_path: Path, path: Path, elsewhere: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """Everything acknowledged is seen in the log of a killed process, and the log is still there for the next one."""
     writer = elsewhere(WRITER, path)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import pytest
 from hygiene.stores import SQLiteStore
 from hygiene.testing import ManualClock
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 20.0
 
 
@@ -87,17 +83,3 @@ def store(path: Path) -> Iterator[Faulty]:
 @pytest.fixture
 def make_faulty() -> type[Faulty]:
     return Faulty
-
-
-@pytest.fixture
-def elsewhere() -> Callable[..., subprocess.Popen[bytes]]:
-    """Runs a piece of Python in another process, with the arguments in ``argv``."""
-
-    def start(code: str, *argv: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, *map(str, argv)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    return start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from hygiene.writebehind import WriteBehind
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 # Since 3.12 a fork of a process with threads warns. What may go wrong there is what these tests are about.
 forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+
+InChild = Callable[[Callable[[], object]], int]
 
 # Forks a writer, reads what it acknowledges, and kills it after a random number of acknowledgements and a random while.
 KILLER = """
@@ -79,7 +80,7 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(path: Path, els
     process = elsewhere(KILLER, path, 60, int.from_bytes(os.urandom(2)))
     output, _ = process.communicate(timeout=50)
 
-    assert (0, b"survived 60\n") == (process.returncode, output)
+    assert (0, "survived 60\n") == (process.returncode, output)
 
 
 LEAVER = """
@@ -106,25 +107,9 @@ def test_the_exit_of_the_interpreter_saves_what_is_pending(path: Path, elsewhere
     assert (0, list(range(20))) == (process.returncode, record.value if record else None)
 
 
-def in_child(function: Callable[[], object]) -> int:
-    """The exit status of a forked child that calls *function*: 0 if that returned."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException as error:  # noqa: BLE001 - it must not get back into pytest
-            sys.stderr.write(f"in the child: {error!r}\n")
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @needs_fork
 @forks
-def test_a_forked_child_has_nothing_pending(path: Path) -> None:
+def test_a_forked_child_has_nothing_pending(path: Path, in_child: InChild) -> None:
     """The parent saves its own; what the child changes then, the child saves."""
     with SQLiteStore(path) as store, WriteBehind(store) as writer:
         writer.append("log", "parent")
@@ -146,7 +131,7 @@ def test_a_forked_child_has_nothing_pending(path: Path) -> None:
 
 @needs_fork
 @forks
-def test_a_fork_during_a_save_saves_once(store: Any) -> None:
+def test_a_fork_during_a_save_saves_once(store: Any, in_child: InChild) -> None:
     """Not in the child, too."""
     with WriteBehind(store, every=1) as writer:
         store.gate.clear()

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,6 @@ from hygiene.stores.redis import RedisStore
 from hygiene.stores.servers import ServerStore
 from hygiene.testing import ManualClock
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 PATIENCE = 30.0
 
 _numbers = itertools.count()
@@ -221,25 +219,3 @@ def until(look: Callable[[], object]) -> None:
 @pytest.fixture
 def wait() -> Callable[[Callable[[], object]], None]:
     return until
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Runs a piece of Python in another process, with the arguments in ``argv``."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(code: str, *argv: Any) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, *map(str, argv)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=PATIENCE)

@@ -220,7 +220,7 @@ def test_four_processes_that_count_together_lose_nothing(
     """500 times each with compare and set: 2,000."""
     processes = [elsewhere(COUNTER, server.url, prefix, 500) for _ in range(4)]
     for process in processes:
-        process.stdin.write(b"go\n")
+        process.stdin.write("go\n")
         process.stdin.flush()
     codes = [(process.communicate(timeout=170), process.returncode)[1] for process in processes]
     record = real.load("s", "n")

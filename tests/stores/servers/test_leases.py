@@ -145,11 +145,11 @@ def test_an_owner_that_was_stopped_past_its_lease_is_refused(
     found: list[int] = []
     wait(lambda: found.extend(filter(None, [real.lease("s", "a")])) or found)
     real.save([change(real, "new", 0)], fence={("s", "a"): found[0]})
-    owner.stdin.write(b"go\n")
+    owner.stdin.write("go\n")
     owner.stdin.flush()
     owner.send_signal(signal.SIGCONT)
 
-    assert owner.stdout.readline() == b"refused\n"
+    assert owner.stdout.readline() == "refused\n"
     assert old < found[0]
     assert value_of(real) == "new"
 

@@ -62,7 +62,7 @@ print("done")
 def test_four_processes_count_together(server: Any, prefix: str, elsewhere: Any, bots: Open) -> None:
     """Under the lease each sees what the last one saved: four times 100 is 400, and no update is lost."""
     processes = [elsewhere(COUNT, server.url, prefix, 100) for _ in range(4)]
-    assert [b"done"] * 4 == [process.communicate(timeout=55)[0].strip() for process in processes]
+    assert ["done"] * 4 == [process.communicate(timeout=55)[0].strip() for process in processes]
 
     assert {"n": 400} == bots()["counter"]
 
@@ -148,7 +148,7 @@ with open_store(sys.argv[1], prefix=sys.argv[2]) as store, Registry(store=store,
         server.url,
         prefix,
     )
-    assert b"inside" == paused.stdout.readline().strip()
+    assert "inside" == paused.stdout.readline().strip()
     paused.send_signal(signal.SIGSTOP)
     try:
         here = bots()
@@ -156,9 +156,9 @@ with open_store(sys.argv[1], prefix=sys.argv[2]) as store, Registry(store=store,
             messages.append("from the new owner")
     finally:
         paused.send_signal(signal.SIGCONT)
-    said, _ = paused.communicate(b"\n", timeout=PATIENCE)
+    said, _ = paused.communicate("\n", timeout=PATIENCE)
 
-    assert [b"OwnershipLost", b"['from the new owner']"] == said.splitlines()
+    assert ["OwnershipLost", "['from the new owner']"] == said.splitlines()
     assert ["from the new owner"] == here["alice"]
 
 
