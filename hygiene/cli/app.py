@@ -359,6 +359,9 @@ def _said(comparison: Comparison) -> list[str]:
             ),
             f"Nothing is lost: {kept.sentence}",
         ]
+    more = (bounded.seconds - plain.seconds) / max(comparison.messages, 1) * 1e6
+    if more > 0:
+        said.append(f"And {more:,.0f} µs of time for each message.")
     if isinstance(comparison, Demonstration):
         said.append(f"With a store, kill -9 in the middle: a bot was {comparison.killed.sentence}")
     return said

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Traffic"]
 
-_MESSAGES_A_USER = 6.0
+_MESSAGES_A_USER = 5.09
 _PAUSE = 3_600.0
 _START = 1_767_225_600.0  # 2026-01-01, a Thursday like any other
 _DAY = 86_400.0
