@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hygiene.recency import CachetoolsOrder, ImportanceOrder, LinkedOrder
+from hygiene import Registry
+from hygiene.kernel import LinkedOrder
+from hygiene.recency import CachetoolsOrder, ImportanceOrder
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(["add", "touch", "discard", "pop"]), st.integers(0, 5)))
 
@@ -40,14 +42,23 @@ def run(order: Any, actions: list[tuple[str, int]], *, moves: bool) -> None:
         assert [key in model for key in range(6)] == [key in order for key in range(6)]
 
 
+def run_linked(actions: list[tuple[str, int]], *, moves: bool) -> None:
+    """The order of a kernel's entries, of which none is in it at first."""
+    kernel: Registry[int, None] = Registry.fromkeys(range(6))
+    order = LinkedOrder(kernel, moves=moves)
+    for key in kernel:
+        order.discard(key)
+    run(order, actions, moves=moves)
+
+
 @given(ACTIONS)
 def test_a_linked_order_is_least_recently_used_first(actions: list[tuple[str, int]]) -> None:
-    run(LinkedOrder(), actions, moves=True)
+    run_linked(actions, moves=True)
 
 
 @given(ACTIONS)
 def test_a_linked_order_that_does_not_move_is_first_in_first_out(actions: list[tuple[str, int]]) -> None:
-    run(LinkedOrder(moves=False), actions, moves=False)
+    run_linked(actions, moves=False)
 
 
 @given(ACTIONS)
