@@ -37,10 +37,11 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast, is_typeddict
 
+from hygiene.adoption import adopt, retire
 from hygiene.group import Group
 from hygiene.history import History, history_type
 from hygiene.limits import Limits
-from hygiene.registry import Registry, adopt, retire
+from hygiene.registry import Registry
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from hygiene.adoption import fill, like
 from hygiene.closing import HOOK_ERRORS
 from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.keeping import Loading
@@ -22,13 +23,10 @@ from hygiene.limits import Limits
 from hygiene.registry import (
     _POLLS,
     Registry,
-    _copy_class,
-    _fill,
     _Gone,
-    _like,
     _look,
-    _make,
     _Timed,
+    make,
 )
 
 __all__ = ["Group"]
@@ -58,20 +56,20 @@ class Group:
     ) -> None:
         self._limits = limits
         self._derive = dict(columns)
-        self.rows: _Rows = _make(_Rows, limits, owner)
+        self.rows: _Rows = make(_Rows, limits, owner)
         self.rows._name = limits.name or name
 
     def adopt(self, column: str, source: dict[Any, Any]) -> Registry[Any, Any]:
         """The registry that takes the place of *source* as this column; it replaces an earlier one."""
         if column not in self._derive:
             raise ValueError(f"wanted one of the columns {', '.join(self._derive)}; found {column!r}")
-        registry: _Column = _like(source, self._limits, self.rows._owner(), column, _Column)
+        registry: _Column = like(source, self._limits, self.rows._owner(), column, _Column)
         if self._limits.name is not None:
             registry._name = f"{self._limits.name}.{column}"
         registry._join(self, self._derive[column])
         self.rows._columns[column] = weakref.ref(registry)
         registry._begin_keeping()
-        _fill(registry, source)
+        fill(registry, source)
         return registry
 
     @property
@@ -160,11 +158,14 @@ class _Column(_Timed[Any, Any]):
     """One dict of a group. It has no limits: what needs one is asked of the rows."""
 
     __slots__ = ("_derive", "_derived", "_group", "_members", "_rows")
-    _copies_as = Registry
 
     def __new__(cls, source: Any = (), /, **limits: Any) -> Any:
         # So does code that makes another dict of the same class (``dataclasses.asdict``): no column of ours.
-        return _copy_class(cls)(source, **limits)
+        return cls._copies_as()(source, **limits)
+
+    @classmethod
+    def _copies_as(cls) -> type[Any]:
+        return Registry
 
     def _configure(self, limits: Limits, owner: object | None = None) -> None:
         super()._configure(limits, owner)

@@ -35,6 +35,11 @@ most a slice, and looks at its own entry by itself; the janitor does the rest.
 own, and what is leased is moved out of the way to the recent end, where the end of its lease will put it anyway; where
 that happens too often in a row, there is one from then on. What was found busy counts as used at that moment.
 
+**Classes.** Reading an entry that has times costs more than reading one that has none, so there are two classes; once
+its limits are known, a registry that has times becomes the twin of its class. A column of a group (`hygiene.group`) and
+what takes the place of a user's dict (`hygiene.adoption`) have classes of their own, which say what copies and pickles
+of them are.
+
 **Copies.** ``dict(r)`` and ``{**r}`` of a dict subclass with its own ``__iter__`` fetch ``keys()`` and then each
 value through ``__getitem__``, from C. That must not count as use, and must not fail when an entry leaves halfway. See
 `_begin_copy`.
@@ -44,7 +49,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import functools
 import heapq
 import itertools
 import logging
@@ -54,7 +58,7 @@ import threading
 import time
 import types
 import weakref
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from sys import getrefcount
 from types import MappingProxyType
@@ -72,7 +76,6 @@ from hygiene.kernel import (
     FRAMES,
     MISSING,
     PARKS,
-    STATE,
     STRONG,
     Kernel,
     LinkedOrder,
@@ -97,7 +100,7 @@ from hygiene.units import Duration, Size, nbytes
 from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
 from hygiene.writebehind import WriteBehind
 
-__all__ = ["Lease", "Registry", "adopt", "referenced", "retire"]
+__all__ = ["Lease", "Registry", "referenced"]
 
 logger = logging.getLogger("hygiene")
 
@@ -1741,7 +1744,7 @@ class Registry(Kernel[K, V]):
     def __copy__(self) -> Self:
         limits = self._limits
         hookless = {name: getattr(limits, name) for name in limits.given - _HOOKS}
-        twin: Self = _make(_copy_class(type(self)), Limits.of(**hookless))
+        twin: Self = make(type(self)._copies_as(), Limits.of(**hookless))
         twin.__dict__.update(self.__dict__)
         twin.update(self)
         return twin
@@ -1749,7 +1752,7 @@ class Registry(Kernel[K, V]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         owner = self._owner()
         limits = self._limits.merge(store=None) if self._saves else self._limits  # one store, one registry
-        twin: Self = _make(_copy_class(type(self)), limits, memo.get(id(owner)))
+        twin: Self = make(type(self)._copies_as(), limits, memo.get(id(owner)))
         memo[id(self)] = twin
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         for key, value in self._snapshot().items():
@@ -1763,9 +1766,20 @@ class Registry(Kernel[K, V]):
         plain = {name: value for name, value in plain.items() if value is None or isinstance(value, (int, float, str))}
         if limits.importance is not None:
             plain.pop("policy", None)  # nobody could rank there
-        adopted = _adopted(type(self))
-        kind = Registry if adopted is not None else _copy_class(type(self))
-        return _restore, (kind, adopted, plain), self.__dict__ or None, None, iter(self._snapshot().items())
+        load, kind = type(self)._copies_as()._pickles_as()
+        return load, (kind, plain), self.__dict__ or None, None, iter(self._snapshot().items())
+
+    # A class that was made at run time answers these two in another way.
+
+    @classmethod
+    def _copies_as(cls) -> type[Any]:
+        """The class of a copy, which is a registry by itself."""
+        return _plain_class(cls)
+
+    @classmethod
+    def _pickles_as(cls) -> tuple[Callable[[type[Any], dict[str, Any]], Any], type[Any]]:
+        """What pickle calls for an empty one, and with which class: one that is found by its name."""
+        return _load, cls
 
     default_factory = _DefaultFactory()
 
@@ -2114,19 +2128,17 @@ _DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.
 _HOOKS = frozenset({"on_evict", "close", "store"})
 _CODE = frozenset({"getsizeof", "importance", "values", "timer", "on_evict", "default_factory", "store"})
 _serial = itertools.count()  # no two items of a heap are equal, so keys are never compared
-_classes: dict[tuple[type[Any], ...], type[Any]] = {}
+_twins: dict[type[Any], type[Any]] = {}
 
 
 def _timed(kind: type[Any]) -> type[Any]:
     """The timed twin of a registry class."""
     if kind is Registry:
         return _Timed
-    if (kind, _Timed) not in _classes:
+    if kind not in _twins:
         namespace = {"__module__": kind.__module__, "__slots__": (), "_plain": kind}
-        _classes[kind, _Timed] = types.new_class(
-            kind.__name__, (kind, _Timed), exec_body=lambda ns: ns.update(namespace)
-        )
-    return _classes[kind, _Timed]
+        _twins[kind] = types.new_class(kind.__name__, (kind, _Timed), exec_body=lambda ns: ns.update(namespace))
+    return _twins[kind]
 
 
 def _plain_class(kind: type[Any]) -> type[Any]:
@@ -2134,7 +2146,7 @@ def _plain_class(kind: type[Any]) -> type[Any]:
     return Registry if kind is _Timed else kind.__dict__.get("_plain", kind)
 
 
-def _make(kind: type[Any], limits: Limits, owner: object | None = None) -> Any:
+def make(kind: type[Any], limits: Limits, owner: object | None = None) -> Any:
     """An empty registry of this class, made without its ``__init__`` (a user's subclass may want arguments)."""
     timed = any(limit is not None for limit in (limits.ttl, limits.idle, limits.on_evict, limits.store))
     kind = _plain_class(kind)
@@ -2143,196 +2155,6 @@ def _make(kind: type[Any], limits: Limits, owner: object | None = None) -> Any:
     return registry
 
 
-def _copy_class(kind: type[Any]) -> type[Any]:
-    """The class of a copy: that of a registry by itself, for a column of a group."""
-    adopted = _adopted(kind)
-    if adopted is not None:
-        return _adopting(adopted, Registry)
-    return next(
-        (base.__dict__["_copies_as"] for base in kind.__mro__ if "_copies_as" in base.__dict__), _plain_class(kind)
-    )
-
-
-def _restore(kind: type[Any], adopted: type[Any] | None, plain: dict[str, Any]) -> Any:
+def _load(kind: type[Any], plain: dict[str, Any]) -> Any:
     """Unpickle."""
-    return _make(kind if adopted is None else _adopting(adopted, kind), Limits.of(**plain))
-
-
-def _adopting(kind: type[Any], registry: type[Any]) -> type[Any]:
-    """A class that is this subclass of dict, and a registry."""
-    if kind in (dict, OrderedDict, defaultdict):
-        return registry
-    if issubclass(kind, Registry):
-        kind = _adopted(kind) or _copy_class(kind)
-        if kind is Registry:
-            return registry
-        if registry is Registry and issubclass(kind, Registry):
-            return kind
-    if (kind, registry) not in _classes:
-        _refuse_clash(kind, _names_of(kind))
-        namespace: dict[str, Any] = {"__module__": kind.__module__, "_adopted": kind}
-        bases: tuple[type[Any], ...] = (kind, registry)
-        if issubclass(kind, defaultdict):
-            # A defaultdict is laid out as C sees fit and cannot be a registry too: its subclass is rebuilt on one.
-            namespace |= {
-                name: value
-                for name, value in kind.__dict__.items()
-                if name not in {"__dict__", "__weakref__", "__slots__"}
-            }
-            bases = tuple(_adopting(base, registry) if issubclass(base, dict) else base for base in kind.__bases__)
-        namespace |= _own_state(kind)
-        try:
-            combined = types.new_class(kind.__name__, bases, exec_body=lambda ns: ns.update(namespace))
-        except TypeError as error:
-            raise TypeError(
-                f"wanted a dict, or a subclass of it that can be extended; found {kind.__qualname__}: {error}"
-            ) from error
-        if issubclass(kind, defaultdict):
-            for name, value in namespace.items():
-                if isinstance(value, types.FunctionType):
-                    setattr(combined, name, _rebound(value, combined))
-        _classes[kind, registry] = combined
-    return _classes[kind, registry]
-
-
-def _names_of(kind: type[Any]) -> set[str]:
-    """The attributes that a user's subclass of dict has, or that its methods speak of."""
-    names: set[str] = set()
-    for base in kind.__mro__:
-        if base.__module__ in {"builtins", "collections"}:
-            continue
-        names.update(vars(base))
-        for member in vars(base).values():
-            code = getattr(getattr(member, "__func__", member), "__code__", None)
-            names.update(getattr(code, "co_names", ()))
-    return names
-
-
-def _refuse_clash(kind: type[Any], names: Iterable[str]) -> None:
-    """Two owners of one attribute would overwrite each other without a word."""
-    ours = {name for base in (_Timed, Registry) for name in vars(base)} | _state_names()
-    clash = sorted(name for name in names if name in ours and name[:2] != "__" and name.startswith("_"))
-    if clash:
-        raise TypeError(
-            f"wanted a dict, or a subclass of it with attributes of its own; found {kind.__qualname__}, which uses "
-            f"{', '.join(clash)}, as a registry does. Rename that there, or give the attribute a plain dict"
-        )
-
-
-def _own_state(kind: type[Any]) -> dict[str, Any]:
-    """
-    Attribute hooks for a *kind* that has its own (a dict whose attributes are its entries, as ``d.name``).
-
-    They keep what the registry knows about itself out of the user's way: it is no entry, nor looked for among them.
-    """
-    hooks: dict[str, Any] = {}
-    custom: Any = kind
-    if custom.__setattr__ is not object.__setattr__:
-        # ``__setattr__ = dict.__setitem__`` is a common idiom, which would go past the bound.
-        assign = Registry.__setitem__ if custom.__setattr__ is dict.__setitem__ else custom.__setattr__
-
-        def __setattr__(self: Any, name: str, value: Any, /) -> None:  # noqa: N807 - becomes that method
-            (object.__setattr__ if name in _state_names() else assign)(self, name, value)
-
-        hooks["__setattr__"] = __setattr__
-    if custom.__delattr__ is dict.__delitem__:
-        hooks["__delattr__"] = Registry.__delitem__
-    if hasattr(custom, "__getattr__"):
-
-        def __getattr__(self: Any, name: str, /) -> Any:  # noqa: N807 - becomes that method
-            if name in _state_names():  # asked for before it was set
-                raise AttributeError(name)
-            return custom.__getattr__(self, name)
-
-        hooks["__getattr__"] = __getattr__
-    return hooks
-
-
-@functools.cache
-def _state_names() -> frozenset[str]:
-    kinds = [Registry]
-    for kind in kinds:
-        kinds += (below for below in type.__subclasses__(kind) if "_adopted" not in vars(below))
-    return STATE | frozenset({"__class__", *(slot for kind in kinds for slot in vars(kind).get("__slots__", ()))})
-
-
-def _rebound(function: types.FunctionType, owner: type[Any]) -> types.FunctionType:
-    """A copy of a method whose ``super()`` means *owner*'s."""
-    closure = function.__closure__
-    if closure and "__class__" in function.__code__.co_freevars:
-        index = function.__code__.co_freevars.index("__class__")
-        closure = (*closure[:index], types.CellType(owner), *closure[index + 1 :])
-    copied = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
-    )
-    copied.__kwdefaults__ = function.__kwdefaults__
-    copied.__dict__.update(function.__dict__)
-    return copied
-
-
-def _adopted(kind: type[Any]) -> type[Any] | None:
-    """The user's class that a registry class was made from."""
-    return next((base.__dict__["_adopted"] for base in kind.__mro__ if "_adopted" in base.__dict__), None)
-
-
-def adopt(
-    source: dict[K, V],
-    limits: Limits,
-    *,
-    owner: object | None = None,
-    name: str | None = None,
-) -> Registry[K, V]:
-    """
-    A registry with the content and the behaviour of *source*: what a decorated attribute becomes.
-
-    A ``defaultdict`` keeps its factory, a user's subclass of dict its methods and attributes, in a class that is both.
-
-    Args:
-        source: The dict to take over; it is not changed.
-        limits: What the registry keeps to. Content beyond the bound leaves at once, oldest first.
-        owner: The object whose attribute it is.
-        name: What logs call it, unless *limits* name it.
-
-    Raises:
-        TypeError: the class of *source* cannot be extended.
-    """
-    registry: Registry[K, V] = _like(source, limits, owner, name, Registry)
-    registry._begin_keeping()
-    filled: Registry[K, V] = _fill(registry, source)
-    return filled
-
-
-def _like(source: dict[Any, Any], limits: Limits, owner: object | None, name: str | None, kind: type[Any]) -> Any:
-    """An empty registry of *kind* that behaves as *source*."""
-    # Not of any dict: where attributes are entries, asking for one may make it.
-    factory = source.default_factory if isinstance(source, (defaultdict, Registry)) else None
-    if factory is not None and limits.default_factory is None:
-        limits = limits.merge(default_factory=factory)
-    registry = _make(_adopting(type(source), kind), limits, owner)
-    registry._name = limits.name or name
-    attributes = getattr(source, "__dict__", {})
-    if attributes and not isinstance(source, Registry):
-        _refuse_clash(type(source), attributes)
-    registry.__dict__.update(attributes)
-    return registry
-
-
-def _fill(registry: Any, source: dict[Any, Any]) -> Any:
-    """Put the entries of *source* in; a user's own ``update`` (a Counter's) would do something else with them."""
-    for key, value in source._walk_items() if isinstance(source, Registry) else list(dict.items(source)):
-        registry[key] = value
-    return registry
-
-
-def retire(registry: Registry[Any, Any]) -> None:
-    """
-    Let go of a registry whose attribute was rebound or deleted: close it, unless somebody else has taken it.
-
-    ``old, self.pending = self.pending, {}`` hands the content to whoever holds *old*; to empty it would lose what
-    they took it for. The caller holds *registry* in one local variable, and nowhere else.
-    """
-    if getrefcount(registry) <= _HANDED_OVER:
-        registry.close()
-
-
-_HANDED_OVER = 3  # the caller's variable, the parameter, the argument of getrefcount
+    return make(kind, Limits.of(**plain))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Nothing else: who imports sideways or up has put something on the wrong floor.
 OWNERS = (
     "closing limits janitor cleanup pool stores writebehind journal views pins history compact tenure keeping registry "
-    "group session"
+    "adoption group session"
 )
 FLOORS = (
     ("any order", "errors events units sizing logs"),

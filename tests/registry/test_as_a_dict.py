@@ -19,10 +19,11 @@ import orjson
 import pydantic
 import pytest
 
+from hygiene.adoption import adopt
 from hygiene.errors import RegistryFull
 from hygiene.events import Cause
 from hygiene.limits import Limits
-from hygiene.registry import Registry, adopt
+from hygiene.registry import Registry
 from hygiene.testing import ManualClock
 
 CONTENT = {"a": 1, "b": 2, "c": 3}
