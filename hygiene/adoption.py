@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from hygiene.kernel import STATE
 from hygiene.limits import Limits
-from hygiene.registry import Registry, _Timed, make
+from hygiene.registry import Registry, Timed, make
 
 __all__ = ["adopt", "fill", "like", "retire"]
 
@@ -154,7 +154,7 @@ def _names_of(kind: type[Any]) -> set[str]:
 
 def _refuse_clash(kind: type[Any], names: Iterable[str]) -> None:
     """Two owners of one attribute would overwrite each other without a word."""
-    ours = {name for base in (_Timed, Registry) for name in vars(base)} | _state_names()
+    ours = {name for base in (Timed, Registry) for name in vars(base)} | _state_names()
     clash = sorted(name for name in names if name in ours and name[:2] != "__" and name.startswith("_"))
     if clash:
         raise TypeError(

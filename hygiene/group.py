@@ -20,16 +20,11 @@ from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.keeping import Loading
 from hygiene.kernel import MISSING, is_atomic, oldest, store
 from hygiene.limits import Limits
-from hygiene.registry import (
-    _POLLS,
-    Registry,
-    _Gone,
-    _look,
-    _Timed,
-    make,
-)
+from hygiene.registry import POLLS, Gone, Registry, Timed, make
 
 __all__ = ["Group"]
+
+_look = dict.get  # a single C call
 
 
 class Group:
@@ -101,14 +96,14 @@ class _Rows(Registry[Any, None]):
     def _present(self) -> Iterable[_Column]:
         return [column for reference in list(self._columns.values()) if (column := reference()) is not None]
 
-    def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+    def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         """The whole row leaves: each of its values is told as leaving its column."""
         for column in self._present():
             for name in column._keys_of(key):
                 column._discard_alone(name, cause, gone)
         return self._drop(key, cause)
 
-    def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
+    def _discard_oldest(self, cause: Cause, gone: list[Gone]) -> bool:
         key = oldest(self)
         return key is not MISSING and self._discard(key, cause, gone)
 
@@ -145,7 +140,7 @@ class _Rows(Registry[Any, None]):
             for name in column._keys_of(key)
         )
 
-    def _entries_of(self, gone: list[_Gone]) -> int:
+    def _entries_of(self, gone: list[Gone]) -> int:
         return len({column._row(key) for column, key, *_ in gone if isinstance(column, _Column)})
 
     def _after_fork(self) -> None:
@@ -154,7 +149,7 @@ class _Rows(Registry[Any, None]):
             column._lock = self._lock
 
 
-class _Column(_Timed[Any, Any]):
+class _Column(Timed[Any, Any]):
     """One dict of a group. It has no limits: what needs one is asked of the rows."""
 
     __slots__ = ("_derive", "_derived", "_group", "_members", "_rows")
@@ -232,13 +227,13 @@ class _Column(_Timed[Any, Any]):
         return 0.0 if self._rows._timer is None else self._rows._timer()
 
     def _settle(self, key: Any) -> None:
-        if isinstance(self._rows, _Timed):
+        if isinstance(self._rows, Timed):
             self._rows._settle(self._row(key))
 
     def _over_by(self, key: Any) -> Cause | None:
-        return self._rows._over_by(self._row(key)) if isinstance(self._rows, _Timed) else None
+        return self._rows._over_by(self._row(key)) if isinstance(self._rows, Timed) else None
 
-    def _expire_due(self, gone: list[_Gone]) -> int:
+    def _expire_due(self, gone: list[Gone]) -> int:
         return self._rows._expire_due(gone)
 
     def _touch(self, key: Any) -> None:
@@ -268,7 +263,7 @@ class _Column(_Timed[Any, Any]):
             return True
         return rows._may_free(rows._bytes - self._sizes.get(key, 0) + size - rows._byte_bound, self._row(key))
 
-    def _make_room(self, key: Any, size: int, gone: list[_Gone]) -> bool:
+    def _make_room(self, key: Any, size: int, gone: list[Gone]) -> bool:
         return self._rows._make_room(self._row(key), size, gone)
 
     def _enter(self, key: Any, size: int | None, rank: float) -> None:
@@ -314,14 +309,14 @@ class _Column(_Timed[Any, Any]):
     def _sweep(self, newest: Any = MISSING) -> None:
         self._rows._sweep(newest if newest is MISSING else self._row(newest))
 
-    def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+    def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         row = self._row(key)
         discarded = self._discard_alone(key, cause, gone)
         if discarded and not any(column._keys_of(row) for column in self._rows._present()):
             self._rows._drop(row, cause)
         return discarded
 
-    def _discard_alone(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+    def _discard_alone(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         discarded = super()._discard(key, cause, gone)
         if self._members is not None:
             row = self._row(key)
@@ -362,7 +357,7 @@ class _Column(_Timed[Any, Any]):
     def _note_overflow(self) -> None:
         self._rows._note_overflow()
 
-    def _poll_parked(self, most: int = _POLLS) -> None:
+    def _poll_parked(self, most: int = POLLS) -> None:
         self._rows._poll_parked(most)
 
     def _waits_for_saves(self) -> bool:

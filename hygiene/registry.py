@@ -100,7 +100,7 @@ from hygiene.units import Duration, Size, nbytes
 from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
 from hygiene.writebehind import WriteBehind
 
-__all__ = ["Lease", "Registry", "referenced"]
+__all__ = ["POLLS", "Gone", "Lease", "Registry", "Timed", "make", "referenced"]
 
 logger = logging.getLogger("hygiene")
 
@@ -121,7 +121,7 @@ _SLICE = 32
 # Leased entries met in a row at the old end before the order is kept beside: fewer cost less than that order does.
 _SKIPS = 64
 # Busy entries asked again in one sweep whether they still are.
-_POLLS = 16
+POLLS = 16
 # An evicted value that nobody else holds is about to die, and needs no weak reference: the references that the sweep
 # itself has, in its variables and as the argument of getrefcount.
 _SWEPT = 2
@@ -130,7 +130,7 @@ _FORGOTTEN = 3
 
 # One entry on its way out: registry, key, value, cause, age, time idle, and the loop that it was put in from. A plain
 # tuple, since one is made for every entry that leaves.
-_Gone = tuple["Registry[Any, Any]", Any, Any, Cause, float | None, float | None, asyncio.AbstractEventLoop | None]
+Gone = tuple["Registry[Any, Any]", Any, Any, Cause, float | None, float | None, asyncio.AbstractEventLoop | None]
 
 
 class _Copy(NamedTuple):
@@ -335,13 +335,13 @@ class Registry(Kernel[K, V]):
         self._parked: OrderedDict[Any, None] = OrderedDict()
         timed = limits.ttl is not None or limits.idle is not None
         told = limits.on_evict is not None
-        if (timed or told or self._saves) and not isinstance(self, _Timed):
+        if (timed or told or self._saves) and not isinstance(self, Timed):
             # Reading an entry that has times costs more than reading one that has none, so there are two classes.
             # Which it is, is known only here: a subclass may give the limits in its own ``__init__``.
             self.__class__ = _timed(type(self))
         self._open(
             sys.maxsize if limits.maxsize is None else limits.maxsize,
-            limits.timer if isinstance(self, _Timed) else None,
+            limits.timer if isinstance(self, Timed) else None,
             written=limits.ttl is not None or told,
             used=limits.idle is not None or told,
         )
@@ -631,7 +631,7 @@ class Registry(Kernel[K, V]):
             value, prepared = keeper.prepare(key, value)
         size = None if self._sizes is None else self._weigh(key, value)
         rank = self._rank(key, value) if limits.importance is not None else 0.0
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         try:
             while True:
                 with self._lock:
@@ -763,7 +763,7 @@ class Registry(Kernel[K, V]):
     def _write_earlier(self, key: Any, value: Any, ago: float) -> None:
         """*key* came from the store, where it was written so long ago."""
 
-    def _replaced(self, key: Any, old: Any) -> _Gone:
+    def _replaced(self, key: Any, old: Any) -> Gone:
         self._counts[Cause.REPLACED] = self._counts.get(Cause.REPLACED, 0) + 1
         age, idle_for = self._times(key)
         return self, key, old, Cause.REPLACED, age, idle_for, self._loops.get(key)
@@ -822,7 +822,7 @@ class Registry(Kernel[K, V]):
         if self._keeper is None:
             self._empty(Cause.CLEARED)
         else:
-            gone: list[_Gone] = []
+            gone: list[Gone] = []
             try:
                 self._keeper.clear(gone)
             finally:
@@ -836,7 +836,7 @@ class Registry(Kernel[K, V]):
             return value
         if self._clocked:
             self._settle(key)
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         try:
             with self._lock:
                 value = _look(self, key, MISSING)
@@ -868,14 +868,14 @@ class Registry(Kernel[K, V]):
         return value
 
     def _empty(self, cause: Cause) -> None:
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         with self._lock:
             self._tail = None
             for key in list(dict.keys(self)):
                 self._discard(key, cause, gone)
         self._tell(gone)
 
-    def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+    def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         """
         The one way out: take *key* out of everything. The lock is held.
 
@@ -892,7 +892,7 @@ class Registry(Kernel[K, V]):
         key: Any,
         value: Any,
         cause: Cause,
-        gone: list[_Gone],
+        gone: list[Gone],
         times: tuple[float | None, float | None] = (None, None),
     ) -> None:
         """What `_discard` does once the entry is out of the dict: *times* are its ages. The lock is held."""
@@ -916,7 +916,7 @@ class Registry(Kernel[K, V]):
         # With a store, idle is no end: the entry is there as before, only not in memory.
         return cause in _REVIVABLE or (self._saves and cause is Cause.IDLE)
 
-    def _tell(self, gone: list[_Gone]) -> None:
+    def _tell(self, gone: list[Gone]) -> None:
         """Run the hooks for what left. No lock is held; what they raise is logged and counted."""
         for registry, key, value, cause, age, idle_for, loop in gone:
             limits = registry._limits
@@ -972,7 +972,7 @@ class Registry(Kernel[K, V]):
         One thread sweeps and nobody waits for it; looking again after letting go is for those who did not.
         """
         while self._broom.acquire(blocking=False):
-            gone: list[_Gone] = []
+            gone: list[Gone] = []
             try:
                 kept = self._evict_to_bounds(newest, gone)
             finally:
@@ -987,7 +987,7 @@ class Registry(Kernel[K, V]):
                 self._overflowed = False
                 return
 
-    def _evict_to_bounds(self, newest: Any, gone: list[_Gone]) -> bool | None:
+    def _evict_to_bounds(self, newest: Any, gone: list[Gone]) -> bool | None:
         """Whether the bounds hold now; ``None``: soon. What is over goes before what is alive."""
         if self._clocked:
             self._expire_due(gone)
@@ -999,7 +999,7 @@ class Registry(Kernel[K, V]):
                 return evicted
         return True
 
-    def _make_room(self, key: Any, size: int, gone: list[_Gone]) -> bool:
+    def _make_room(self, key: Any, size: int, gone: list[Gone]) -> bool:
         """Evict one for a new entry; ``False`` if nothing may leave, or it could never fit."""
         if self._limits.policy == "none" or (self._byte_bound is not None and size > self._byte_bound):
             return False
@@ -1073,7 +1073,7 @@ class Registry(Kernel[K, V]):
         if self._over():
             self._sweep()
 
-    def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
+    def _discard_oldest(self, cause: Cause, gone: list[Gone]) -> bool:
         try:
             key, value = take_oldest(self, last=False)
         except KeyError:  # others deleted meanwhile
@@ -1150,7 +1150,7 @@ class Registry(Kernel[K, V]):
                 return key
         return MISSING
 
-    def _poll_parked(self, most: int = _POLLS) -> None:
+    def _poll_parked(self, most: int = POLLS) -> None:
         """Ask some of those that were busy whether they still are, oldest first, so that they can leave again."""
         order = self._order
         if order is None or (self._limits.busy is None and not self._saves):
@@ -1327,12 +1327,12 @@ class Registry(Kernel[K, V]):
         if self._over():
             self._sweep(newest)
 
-    # Time. What a registry without times skips; `_Timed` does it.
+    # Time. What a registry without times skips; `Timed` does it.
 
     def _settle(self, key: Any) -> None:
         """Before *key* is looked at: drop a slice of what is due, and *key* itself if its time is over."""
 
-    def _expire_due(self, gone: list[_Gone]) -> int:  # noqa: ARG002 - a timed one fills it
+    def _expire_due(self, gone: list[Gone]) -> int:  # noqa: ARG002 - a timed one fills it
         """Drop a slice of what is due; says how many it looked at."""
         return 0
 
@@ -1374,7 +1374,7 @@ class Registry(Kernel[K, V]):
             return False
         if self._saves and key not in self._leases and not self._may_leave(key, entry.value):
             return False
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         with self._lock:
             evicted = (
                 key not in self._leases
@@ -1403,7 +1403,7 @@ class Registry(Kernel[K, V]):
             ValueError: *to* is negative, not understood, or bytes are not measured here.
         """
         entries, size = self._target(to)
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         try:
             self._expire_due(gone)
             self._poll_parked(len(self))
@@ -1415,7 +1415,7 @@ class Registry(Kernel[K, V]):
         finally:
             self._tell(gone)
 
-    def _entries_of(self, gone: list[_Gone]) -> int:
+    def _entries_of(self, gone: list[Gone]) -> int:
         """How many entries these removals were."""
         return len(gone)
 
@@ -1667,12 +1667,12 @@ class Registry(Kernel[K, V]):
 
     def _drop_stale(self, key: Any, error: StoreError) -> None:
         """Somebody else has saved *key*: what is in memory is out of date, and no look-up may find it any more."""
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         with self._lock:
             self._let_stale_go(key, error, gone)
         self._tell(gone)
 
-    def _let_stale_go(self, key: Any, error: StoreError, gone: list[_Gone]) -> None:
+    def _let_stale_go(self, key: Any, error: StoreError, gone: list[Gone]) -> None:
         """As `_drop_stale`; the lock is held, and *gone* is to be told when it is not."""
         for value in (_look(self, key, MISSING), self._in_tail(key, MISSING)):
             if value is not MISSING:
@@ -1800,7 +1800,7 @@ class Registry(Kernel[K, V]):
 
 
 @quicken
-class _Timed(Registry[K, V]):
+class Timed(Registry[K, V]):
     """A registry whose entries have times: a read compares the clock with the next expiry."""
 
     __slots__ = ()
@@ -1843,7 +1843,7 @@ class _Timed(Registry[K, V]):
         now = timer()
         if now < self._due or (self._asking and threading.get_ident() in self._asking):
             return
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         self._expire_due(gone)
         # Idle for too long, with a store: it would be saved, dropped and loaded again. It is just being used.
         if now >= self._due and (cause := self._over_by(key)) is not None and not (self._saves and cause is Cause.IDLE):
@@ -1867,7 +1867,7 @@ class _Timed(Registry[K, V]):
                 return Cause.IDLE
         return None
 
-    def _expire_one(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+    def _expire_one(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         """Drop *key*, unless it is busy: then its time goes on. ``False``: it is being saved, and leaves then."""
         if self._saves and cause is Cause.IDLE:
             leaves = self._may_leave(key, _look(self, key, MISSING))
@@ -1890,7 +1890,7 @@ class _Timed(Registry[K, V]):
                 self._unstamp(key)  # or the stamp that a read left while it was removed would be due for ever
         return True
 
-    def _expire_due(self, gone: list[_Gone]) -> int:
+    def _expire_due(self, gone: list[Gone]) -> int:
         """Drop a slice of what is due; says how many it looked at."""
         if self._now() < self._due:
             return 0
@@ -1912,21 +1912,21 @@ class _Timed(Registry[K, V]):
                 looked += 1
         return looked
 
-    def _expire_next(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+    def _expire_next(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         with self._lock:
             if key in self._leases:
                 self._hold(key, cause)
                 return True
         return self._expire_one(key, cause, gone)
 
-    def _discard(self, key: Any, cause: Cause, gone: list[_Gone]) -> bool:
+    def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         found = self._extract(key)
         if found is None:
             return False
         self._forget_timed(key, cause, gone, *found)
         return True
 
-    def _discard_oldest(self, cause: Cause, gone: list[_Gone]) -> bool:
+    def _discard_oldest(self, cause: Cause, gone: list[Gone]) -> bool:
         try:
             key, *found = self._extract_oldest()
         except KeyError:  # others deleted meanwhile
@@ -1935,7 +1935,7 @@ class _Timed(Registry[K, V]):
         return True
 
     def _forget_timed(
-        self, key: Any, cause: Cause, gone: list[_Gone], value: Any, written: float | None, used: float | None
+        self, key: Any, cause: Cause, gone: list[Gone], value: Any, written: float | None, used: float | None
     ) -> None:
         """As `_forget`, for an entry with the times that it had."""
         if self._held and (held := self._held.pop(key, None)) is not None and written is None:
@@ -2063,7 +2063,7 @@ class _Timed(Registry[K, V]):
 
     def _visit(self) -> float | None:
         """Drop what is due; say when the next is. Called by the janitor."""
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         while self._expire_due(gone) == _SLICE:
             self._tell(gone)
             gone.clear()
@@ -2080,7 +2080,7 @@ class _Timed(Registry[K, V]):
             self._settle_held(key)
 
     def _settle_held(self, key: Any) -> None:
-        gone: list[_Gone] = []
+        gone: list[Gone] = []
         if (cause := self._over_by(key)) is not None:
             self._expire_one(key, cause, gone)
         self._tell(gone)
@@ -2089,7 +2089,7 @@ class _Timed(Registry[K, V]):
         """Drop everything whose time is over, now; says how many left. The janitor does it by itself."""
         expired = 0
         while True:
-            gone: list[_Gone] = []
+            gone: list[Gone] = []
             looked = self._expire_due(gone)
             expired += self._entries_of(gone)
             self._tell(gone)
@@ -2134,23 +2134,23 @@ _twins: dict[type[Any], type[Any]] = {}
 def _timed(kind: type[Any]) -> type[Any]:
     """The timed twin of a registry class."""
     if kind is Registry:
-        return _Timed
+        return Timed
     if kind not in _twins:
         namespace = {"__module__": kind.__module__, "__slots__": (), "_plain": kind}
-        _twins[kind] = types.new_class(kind.__name__, (kind, _Timed), exec_body=lambda ns: ns.update(namespace))
+        _twins[kind] = types.new_class(kind.__name__, (kind, Timed), exec_body=lambda ns: ns.update(namespace))
     return _twins[kind]
 
 
 def _plain_class(kind: type[Any]) -> type[Any]:
     """The class that a registry of this kind is a variant of."""
-    return Registry if kind is _Timed else kind.__dict__.get("_plain", kind)
+    return Registry if kind is Timed else kind.__dict__.get("_plain", kind)
 
 
 def make(kind: type[Any], limits: Limits, owner: object | None = None) -> Any:
     """An empty registry of this class, made without its ``__init__`` (a user's subclass may want arguments)."""
     timed = any(limit is not None for limit in (limits.ttl, limits.idle, limits.on_evict, limits.store))
     kind = _plain_class(kind)
-    registry = Kernel.__new__(_timed(kind) if timed and not issubclass(kind, _Timed) else kind)
+    registry = Kernel.__new__(_timed(kind) if timed and not issubclass(kind, Timed) else kind)
     registry._configure(limits, owner)
     return registry
 
