@@ -390,11 +390,11 @@ def test_to_register_takes_no_census(name: str) -> None:
 
 def test_nothing_runs_between_two_scrapes(prometheus: CollectorRegistry, name: str) -> None:
     """A read runs the same code with an exporter as without one, and the janitor has nothing more to do."""
-    code = [Registry.__dict__[method] for method in ("__getitem__", "get", "__setitem__", "setdefault")]
+    code = [getattr(Registry, method) for method in ("__getitem__", "get", "__setitem__", "setdefault")]
     agenda, threads = len(janitor._agenda), threading.active_count()
     chats: Registry[int, int] = Registry({1: 1}, maxsize=1, name=name)
     with instrument(CollectorRegistry()):
-        after = [Registry.__dict__[method] for method in ("__getitem__", "get", "__setitem__", "setdefault")]
+        after = [getattr(Registry, method) for method in ("__getitem__", "get", "__setitem__", "setdefault")]
 
         assert code == after
         assert type(chats) is Registry
