@@ -186,7 +186,7 @@ class _Column(Timed[Any, Any]):
         return self._group
 
     def _choose_paths(self) -> None:
-        self._take_paths(reads=False, misses=False, writes=False, uses_in_order=False)
+        self._take_paths(reads=False, misses=False, writes=False, moves=False, uses_in_order=False)
 
     def _row(self, key: Any) -> Any:
         """The row that *key* belongs to; for what is here it was asked for before, without the lock."""

@@ -58,7 +58,6 @@ import threading
 import time
 import types
 import weakref
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from sys import getrefcount
 from types import MappingProxyType
@@ -332,7 +331,7 @@ class Registry(Kernel[K, V]):
         self._guarded = not _GIL
         self._saves = limits.store is not None  # what leaves is saved first
         self._strict = True  # a name given for *busy* or *close* that no value has must not go unseen
-        self._parked: OrderedDict[Any, None] = OrderedDict()
+        self._parked: dict[Any, None] = {}  # an OrderedDict does not survive a comparison of keys that changes it
         timed = limits.ttl is not None or limits.idle is not None
         told = limits.on_evict is not None
         if (timed or told or self._saves) and not isinstance(self, Timed):
@@ -374,13 +373,14 @@ class Registry(Kernel[K, V]):
         """Decide which reads and writes may go the short way: those with nothing to keep in step."""
         limits = self._limits
         own_list = self._order is None or (PARKS and isinstance(self._order, LinkedOrder))
-        reads = own_list and self._moves and not self._guarded and self._sizes is None
+        reads = own_list and not self._guarded and self._sizes is None
         self._take_paths(
             reads=reads and not self._copies,
             misses=limits.default_factory is None
             and type(self).__missing__ is Registry.__missing__
             and not self._saves,
             writes=reads and self._order is None and limits.on_evict is None and self._plain_writes(),
+            moves=self._moves,
             uses_in_order=self._order is not None or not self._moves,
         )
 
@@ -1155,11 +1155,12 @@ class Registry(Kernel[K, V]):
         order = self._order
         if order is None or (self._limits.busy is None and not self._saves):
             return
-        for _ in range(min(most, len(self._parked))):
+        with self._lock:  # at once: to find the first of a dict is a search where many others were first
+            oldest_parked = list(itertools.islice(self._parked, most))
+        for key in oldest_parked:
             with self._lock:
-                if not self._parked:
-                    return
-                key = self._parked.popitem(last=False)[0]
+                if self._parked.pop(key, MISSING) is MISSING:  # another thread asks about it, or it was used
+                    continue
                 if key in self._leases:
                     self._parked[key] = None
                     continue
@@ -1252,6 +1253,7 @@ class Registry(Kernel[K, V]):
 
     def _prepare_tail(self, key: Any, value: Any) -> None:
         """*value* was put in: from now on it is what *key* means, and one day it may come back. The lock is held."""
+        self._mortal = True
         tail = self._tail
         if tail is None:
             if type(value) not in STRONG and self._comes_back(value):

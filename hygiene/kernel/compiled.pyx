@@ -22,9 +22,10 @@ called from here: ``__eq__`` and ``__hash__`` of keys, and ``__del__`` of what l
 
 - A comparison may change everything. `_node_of` notices by `changes`, which counts keys that came and went, and begins
   again, as a dict does. It returns an index that is right until the next comparison.
-- A change of the dict compares keys as well, where hashes are equal. As long as all keys are of types whose comparison
-  is C code (`_is_plain`), it runs nothing of the user's, and dict and nodes change in one step. With the first key of
-  another type `seen` is given up for good, and after each change of the dict the node is looked for again.
+- A change of the dict compares keys as well, where hashes are equal and the keys are not the same object. As long as
+  all keys are of types whose comparison is C code (`is_plain`), or no other key has that hash (`_collides`), it runs
+  nothing of the user's, and dict and nodes change in one step. At the first collision of others `seen` is given up for
+  good, and after each change of the dict the node is looked for again.
 - References are given up last: what is to die is held until dict and nodes agree.
 
 A free-threaded build does not take this body. The tests run the same programs on both.
@@ -86,6 +87,10 @@ cdef extern from *:
     PyAPI_FUNC(int) _PyDict_DelItem_KnownHash(PyObject *dict, PyObject *key, Py_hash_t hash);
     #endif
 
+    /* What was deleted from an attribute of such a type is None, and as good as empty. */
+    static inline Py_ssize_t hygiene_dict_size(PyObject *dict) { return dict == Py_None ? 0 : PyDict_GET_SIZE(dict); }
+    static inline Py_ssize_t hygiene_set_size(PyObject *set) { return set == Py_None ? 0 : PySet_GET_SIZE(set); }
+
     typedef struct {
         PyObject *key;   /* owned; NULL in a node that is free */
         PyObject *value; /* borrowed from the dict; right while `seen` is its version */
@@ -100,6 +105,9 @@ cdef extern from *:
         int32_t prev, next;
     } HygieneStamp;
 
+    /* 2 to the 64 divided by the golden ratio: Knuth's multiplicative hashing. */
+    #define HYGIENE_SPREAD UINT64_C(0x9E3779B97F4A7C15)
+
     static int32_t hygiene_no_buckets[2] = {-1, -1};
 
     static inline uint64_t hygiene_version(PyObject *dict) {
@@ -109,12 +117,28 @@ cdef extern from *:
         _Py_COMP_DIAG_POP
     }
 
+    /* An int is a tag, which tells its sign and length, and digits. */
+    #if PY_VERSION_HEX >= 0x030C0000
+    #define HYGIENE_INT_TAG(a) (((PyLongObject *)(a))->long_value.lv_tag)
+    #define HYGIENE_INT_LENGTH(tag) ((tag) >> 3)
+    #define HYGIENE_ONE_DIGIT ((uintptr_t)1 << 3)
+    #define HYGIENE_DIGITS(a) (((PyLongObject *)(a))->long_value.ob_digit)
+    #else
+    #define HYGIENE_INT_TAG(a) Py_SIZE(a)
+    #define HYGIENE_INT_LENGTH(tag) ((tag) < 0 ? -(tag) : (tag))
+    #define HYGIENE_ONE_DIGIT 1
+    #define HYGIENE_DIGITS(a) (((PyLongObject *)(a))->ob_digit)
+    #endif
+
     static inline Py_hash_t hygiene_hash(PyObject *key) {
         if (PyUnicode_CheckExact(key)) {
             Py_hash_t known = ((PyASCIIObject *)key)->hash;
             if (known != -1) return known;
         }
-        if (PyLong_CheckExact(key)) return PyLong_Type.tp_hash(key);
+        if (PyLong_CheckExact(key)) {
+            if (HYGIENE_INT_TAG(key) == HYGIENE_ONE_DIGIT) return (Py_hash_t)HYGIENE_DIGITS(key)[0];
+            return PyLong_Type.tp_hash(key);
+        }
         return PyObject_Hash(key);
     }
 
@@ -126,18 +150,23 @@ cdef extern from *:
             && memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)length * (size_t)kind) == 0;
     }
 
-    /* Whether comparing it with another of this kind is C code, all of it. */
+    static int hygiene_bytes_warn = 0;
+
+    /* Whether comparing it with another of this kind is C code, all of it, and will always be. */
     static int hygiene_is_plain(PyObject *key, int depth) {
         PyTypeObject *type = Py_TYPE(key);
-        if (type == &PyUnicode_Type || type == &PyLong_Type || type == &PyBytes_Type || type == &PyFloat_Type
-            || type == &PyBool_Type || key == Py_None)
+        if (type == &PyUnicode_Type || type == &PyLong_Type || type == &PyFloat_Type || type == &PyBool_Type
+            || key == Py_None)
             return 1;
+        if (type == &PyBytes_Type) return !hygiene_bytes_warn; /* under `python -b` a comparison with str may run code */
         if (type == &PyTuple_Type && depth > 0) {
             for (Py_ssize_t i = PyTuple_GET_SIZE(key); i-- > 0;)
                 if (!hygiene_is_plain(PyTuple_GET_ITEM(key, i), depth - 1)) return 0;
             return 1;
         }
-        return type->tp_richcompare == PyBaseObject_Type.tp_richcompare; /* by identity */
+        /* By identity, and for good: a class of Python's can be given an `__eq__` later, a module another class. */
+        return type->tp_richcompare == PyBaseObject_Type.tp_richcompare
+            && (type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE) && type != &PyModule_Type;
     }
 
     /* Whether a value of this type can never be found again once it was evicted, since nobody can refer to it weakly. */
@@ -148,11 +177,12 @@ cdef extern from *:
     /* As a dict does, and without the frame that Cython would make for the traceback: a miss is nothing unusual. */
     static void hygiene_raise_key_error(PyObject *key) {
         PyObject *arguments;
-        if (!PyTuple_Check(key)) {
+        if (PyUnicode_CheckExact(key) || PyLong_CheckExact(key)) {
             PyErr_SetObject(PyExc_KeyError, key);
             return;
         }
-        arguments = PyTuple_Pack(1, key); /* by itself it would be taken for several arguments */
+        /* By itself a tuple would be taken for several arguments, None for none, and an exception for what to raise. */
+        arguments = PyTuple_Pack(1, key);
         if (arguments != NULL) {
             PyErr_SetObject(PyExc_KeyError, arguments);
             Py_DECREF(arguments);
@@ -188,11 +218,10 @@ cdef extern from *:
         return failed;
     }
 
-    /* Of exact ints: C code, which neither runs anything nor fails. */
+    /* Of exact ints. */
     static inline int hygiene_same_int(PyObject *a, PyObject *b) {
-        PyObject *same = PyLong_Type.tp_richcompare(a, b, Py_EQ);
-        Py_DECREF(same);
-        return same == Py_True;
+        return HYGIENE_INT_TAG(a) == HYGIENE_INT_TAG(b)
+            && memcmp(HYGIENE_DIGITS(a), HYGIENE_DIGITS(b), sizeof(digit) * (size_t)HYGIENE_INT_LENGTH(HYGIENE_INT_TAG(a))) == 0;
     }
 
     /* The clock of time.monotonic(), to the same last digit or the one beside it. */
@@ -230,6 +259,8 @@ cdef extern from *:
         int32_t next
 
     int32_t *no_buckets "hygiene_no_buckets"
+    uint64_t SPREAD "HYGIENE_SPREAD"
+    int bytes_warn "hygiene_bytes_warn"
     uint64_t version_of "hygiene_version"(object)
     Py_hash_t hash_of "hygiene_hash"(object) except -1
     bint same_text "hygiene_same_text"(PyObject *, PyObject *)
@@ -241,14 +272,15 @@ cdef extern from *:
     int dict_set "_PyDict_SetItem_KnownHash"(object, PyObject *, PyObject *, Py_hash_t) except -1
     int dict_delete "_PyDict_DelItem_KnownHash"(object, PyObject *, Py_hash_t) except -1
     int dict_contains "PyDict_Contains"(object, object) except -1
-    Py_ssize_t dict_size "PyDict_GET_SIZE"(object)
-    Py_ssize_t set_size "PySet_GET_SIZE"(object)
+    Py_ssize_t dict_size "hygiene_dict_size"(object)
+    Py_ssize_t set_size "hygiene_set_size"(object)
     int compare "PyObject_RichCompareBool"(PyObject *, PyObject *, int)
     int EQ "Py_EQ"
     bint is_text "PyUnicode_CheckExact"(PyObject *)
     void hold "Py_INCREF"(PyObject *)
     void drop "Py_DECREF"(PyObject *)
     Py_ssize_t references "Py_REFCNT"(PyObject *)
+    void set_references "Py_SET_REFCNT"(PyObject *, Py_ssize_t)
 
     void raise_key_error "hygiene_raise_key_error"(object)
     int replace_subscript "hygiene_replace_subscript"(object, void *) except -1
@@ -266,6 +298,8 @@ cdef extern from *:
 
 # The description that this body was written after; see `hygiene.kernel.pure`.
 INTERFACE = 1
+bytes_warn = sys.flags.bytes_warning
+
 # Whether an order of entries that may leave (`LinkedOrder`) is a view of the kernel's own.
 PARKS = True
 # Frames between who looks something up and `_lookup`: C code has none.
@@ -273,11 +307,12 @@ FRAMES = 1
 
 cdef object _missing = MISSING
 cdef object _monotonic = time.monotonic
-cdef uint64_t SPREAD = 0x9E3779B97F4A7C15  # 2 ** 64 divided by the golden ratio: Knuth's multiplicative hashing
-cdef int32_t SMALLEST = 8
-cdef int32_t MOST = 2**31 - 1
-cdef int32_t ABSENT = -1, LONG = -3  # see `Kernel._use`
-cdef int32_t LARGE = 1024  # nodes: fewer are not worth giving back
+cdef enum:
+    ABSENT = -1  # see `Kernel._use`
+    LONG = -3
+    SMALLEST = 8  # nodes
+    MOST = 0x7FFFFFFF
+    LARGE = 1024  # fewer nodes are not worth giving back
 
 
 cdef inline void _renumber(int32_t *index, int32_t *moved) noexcept:
@@ -301,9 +336,9 @@ cdef class Kernel(OrderedDict):
     cdef uint64_t seen, changes, hits, misses, evictions
     cdef bint wants_written, wants_used, uses_in_order, loose, real_time
     cdef public bint _clocked
-    cdef bint reads, misses_here
+    cdef bint reads, misses_here, moves
     cdef readonly bint _light
-    cdef public bint _watched
+    cdef public bint _watched, _mortal  # the second is for the other body
     cdef public double _due
     cdef public Py_ssize_t _bound
     cdef public dict _leases
@@ -333,7 +368,11 @@ cdef class Kernel(OrderedDict):
     def __dealloc__(self):
         if self.view is not None:
             self.view.kernel = NULL
+        # Cython lends the dying a reference, with which a weak reference would find it alive: here keys die, and with
+        # them code runs that may follow one.
+        set_references(<PyObject *>self, 0)
         self._release()
+        set_references(<PyObject *>self, 1)
 
     @final
     cdef void _release(self) noexcept:
@@ -369,11 +408,12 @@ cdef class Kernel(OrderedDict):
         self.reads = self.misses_here = self._light = False
         self.hits = self.misses = self.evictions = 0
         self._release()
-        self.seen = 0 if dict_size(self) or self.loose else version_of(self)
+        self.loose = False
+        self.seen = 0 if dict_size(self) else version_of(self)
 
-    def _take_paths(self, *, bint reads, bint misses, bint writes, bint uses_in_order):
+    def _take_paths(self, *, bint reads, bint misses, bint writes, bint moves, bint uses_in_order):
         """Decide which short ways are open; see the pure body."""
-        self.reads, self.misses_here, self._light = reads, reads and misses, writes
+        self.reads, self.misses_here, self._light, self.moves = reads, reads and misses, writes, moves
         if uses_in_order and not self.uses_in_order:
             self._order_uses()
         self.uses_in_order = uses_in_order
@@ -414,10 +454,10 @@ cdef class Kernel(OrderedDict):
             i = self.buckets[(<uint64_t>hash * SPREAD) >> self.shift]
             while i >= 0:
                 node = &self.nodes[i]
-                if node.key == <PyObject *>key:
-                    return i
                 if node.hash == hash:
                     stored = node.key
+                    if stored == <PyObject *>key:
+                        return i
                     if is_text(stored) and is_text(<PyObject *>key):
                         if same_text(stored, <PyObject *>key):
                             return i
@@ -467,6 +507,22 @@ cdef class Kernel(OrderedDict):
             if self.nodes[i].linked:
                 self._unlink(i)
             self._link(i)
+
+    @final
+    cdef void _to_front(self, int32_t i) noexcept:
+        cdef Node *node = &self.nodes[i]
+        if i == self.first:
+            return
+        if node.linked:
+            self._unlink(i)
+        node.prev = -1
+        node.next = self.first
+        if self.first >= 0:
+            self.nodes[self.first].prev = i
+        else:
+            self.last = i
+        self.first = i
+        node.linked = True
 
     @final
     cdef void _cut(self, Stamp *stamps, int32_t i, int32_t *first, int32_t *last) noexcept:
@@ -670,15 +726,15 @@ cdef class Kernel(OrderedDict):
 
     @final
     cdef int _adopt(self) except -1:
-        """Give each key that went past the registry a place in the order, as the most recent."""
+        """Give each key that went past the registry a place in the order: before all who came through the door."""
         cdef Py_hash_t hash
         cdef object key
-        for key in list(OrderedDict_keys(self)):
+        for key in reversed(list(OrderedDict_keys(self))):
             hash = hash_of(key)
             if self._node_of(key, hash) < 0:
                 self._reserve()
-                if self._node_of(key, hash) < 0:
-                    self._insert(key, hash, None)
+                self.seen = 0  # the hash or the comparison may have begun anew, and the key be gone
+                self._to_front(self._insert(key, hash, None))
         return 0
 
     @final
@@ -687,6 +743,17 @@ cdef class Kernel(OrderedDict):
         return self.count < dict_size(self)
 
     # Dict and nodes together.
+
+    @final
+    cdef bint _collides(self, Py_hash_t hash, int32_t i) noexcept:
+        """Whether the dict, asked for node *i* (-1: for a key that it has not), compares keys, and that may run code."""
+        cdef int32_t other
+        if not self.loose:
+            return False
+        other = self.buckets[(<uint64_t>hash * SPREAD) >> self.shift]
+        while other >= 0 and (other == i or self.nodes[other].hash != hash):
+            other = self.nodes[other].chain
+        return other >= 0
 
     cdef inline bint _in_step(self) noexcept:
         return self.seen == version_of(self)
@@ -701,13 +768,12 @@ cdef class Kernel(OrderedDict):
             self._reserve()
             if not self.loose and not is_plain(key, 3):
                 self.loose = True
-                self.seen = 0
-            if self._in_step():
+            if self._in_step() and not self._collides(hash, -1):
                 dict_set(self, <PyObject *>key, <PyObject *>value, hash)
                 self._stamp(self._insert(key, hash, value), now)
                 self.seen = version_of(self)
                 return 0
-        elif self._in_step():
+        elif self._in_step() and not self._collides(hash, i):
             if recent:
                 self._to_end(i)
             self._stamp(i, now)
@@ -725,6 +791,7 @@ cdef class Kernel(OrderedDict):
         i = self._node_of(key, hash)
         if i < 0:
             self._reserve()
+            self.seen = 0  # whoever came in between may have begun anew, and the key may be gone
             i = self._insert(key, hash, value)
         elif recent:
             self._to_end(i)
@@ -738,7 +805,7 @@ cdef class Kernel(OrderedDict):
         cdef PyObject *found
         cdef Py_hash_t hash = self.nodes[i].hash
         cdef object value = _missing
-        if self._in_step():
+        if self._in_step() and not self._collides(hash, i):
             value = <object>self.nodes[i].value
             self._free_node(i)
             self.seen = 0
@@ -819,7 +886,8 @@ cdef class Kernel(OrderedDict):
             return ABSENT
         if not self.nodes[i].linked:
             return LONG
-        self._to_end(i)
+        if self.moves:
+            self._to_end(i)
         if self.used != NULL and not isnan(self.used[i].at):
             self.used[i].at = now
             if self.uses_in_order:
@@ -866,7 +934,7 @@ cdef class Kernel(OrderedDict):
             if now >= self._due or self._due == INFINITY or not self._watched or dict_size(self._held):
                 self._put(key, value)
                 return
-        self._put_in(key, value, True, now)
+        self._put_in(key, value, self.moves, now)
         if self.tail_data is not None and dict_size(self.tail_data):
             self.tail.pop(key, None)
         # Everybody who inserts looks, so nobody's surplus stays.
@@ -882,7 +950,12 @@ cdef class Kernel(OrderedDict):
     @final
     cdef int _evict(self) except -1:
         """The oldest leaves."""
-        cdef int32_t i = self.first
+        cdef int32_t i
+        if not self._in_step():
+            # Or the newest, which alone is known to the order, would leave for those that went past, and those that
+            # went out so would leave instead of an entry.
+            self._oldest()
+        i = self.first
         if i < 0:
             return 0  # nobody may leave, or who is over went past the registry: the sweep sees to it
         if self.tail is not None and (
@@ -910,6 +983,7 @@ cdef class Kernel(OrderedDict):
         """Take out who is least recent, as `_extract` does; ``KeyError`` if there is nobody."""
         cdef int32_t i
         while True:
+            key = None  # who was found before dies here, and not when *i* is known: with it code may run
             i = self._first_node()
             key = <object>self.nodes[i].key
             written, used = self._at(self.written, i), self._at(self.used, i)
@@ -919,14 +993,26 @@ cdef class Kernel(OrderedDict):
 
     @final
     cdef object _oldest(self):
-        if self.first < 0 and self._strays():
-            self._adopt()
-        return _missing if self.first < 0 else <object>self.nodes[self.first].key
+        cdef int32_t i
+        cdef Py_hash_t hash
+        while True:
+            key = None  # as in `_extract_oldest`
+            if self._strays():
+                self._adopt()
+            if self.first < 0:
+                return _missing
+            key, hash = <object>self.nodes[self.first].key, self.nodes[self.first].hash
+            if self._in_step() or dict_get(self, <PyObject *>key, hash) != NULL:
+                return key
+            i = self._find_itself(<PyObject *>key, hash)  # went past the registry, out of the dict
+            if i >= 0:
+                self._free_node(i)
+                drop(<PyObject *>key)
 
     @final
     cdef int32_t _first_node(self) except -1:
         """The least recent; ``KeyError`` if there is none."""
-        if self.first < 0 and self._strays():
+        if self._strays():
             self._adopt()
         if self.first < 0:
             raise KeyError("nothing may leave")
@@ -965,15 +1051,24 @@ cdef class Kernel(OrderedDict):
         if i < 0:
             store(self, key, dict_pop(self, key))
             return
-        cdef bint in_step = self._in_step()
-        stored, value = <object>self.nodes[i].key, self._value_of(i)
+        cdef Py_hash_t hash = self.nodes[i].hash
+        stored = <object>self.nodes[i].key
+        if self._in_step() and not self._collides(hash, i):
+            value = <object>self.nodes[i].value
+            if self.nodes[i].linked:
+                self._to_end(i)
+            dict_delete(self, <PyObject *>stored, hash)
+            dict_set(self, <PyObject *>stored, <PyObject *>value, hash)
+            self.seen = version_of(self)
+            return
+        self.seen = 0
+        value = dict_pop(self, stored, _missing)
         if value is _missing:
             return
-        if self.nodes[i].linked:
-            self._to_end(i)
-        dict_pop(self, stored, None)
         dict_store(self, stored, value)
-        self.seen = version_of(self) if in_step else 0
+        i = self._find_itself(<PyObject *>stored, hash)
+        if i >= 0 and self.nodes[i].linked:
+            self._to_end(i)
 
     # Times.
 
@@ -1115,7 +1210,7 @@ cdef class LinkedOrder:
 
     @final
     cdef Kernel _of(self):
-        if self.kernel == NULL:
+        if self.kernel == NULL or references(self.kernel) == 0:  # dying: its last attributes may run code
             raise ReferenceError("the registry of this order is gone")
         return <Kernel>self.kernel
 
@@ -1140,20 +1235,8 @@ cdef class LinkedOrder:
         """Put *key* in as the next to leave."""
         cdef Kernel kernel = self._of()
         cdef int32_t i = kernel._node_of(key, hash_of(key))
-        cdef Node *node
-        if i < 0 or i == kernel.first:
-            return
-        node = &kernel.nodes[i]
-        if node.linked:
-            kernel._unlink(i)
-        node.prev = -1
-        node.next = kernel.first
-        if kernel.first >= 0:
-            kernel.nodes[kernel.first].prev = i
-        else:
-            kernel.last = i
-        kernel.first = i
-        node.linked = True
+        if i >= 0:
+            kernel._to_front(i)
 
     def discard(self, key):
         """Take *key* out, if it is in."""
@@ -1195,6 +1278,7 @@ def take_oldest(Kernel kernel not None, last=False):
     """Take out who is least recent: key and value; ``KeyError`` if there is nobody."""
     cdef int32_t i
     while True:
+        key = None  # as in `_extract_oldest`
         i = kernel._first_node()
         key = <object>kernel.nodes[i].key
         value = kernel._take_out(i)
@@ -1285,6 +1369,8 @@ give(Kernel, "get", make_get(Kernel, <void *>_get))
 
 def quicken(cls):
     """Give a subclass a ``get`` of its own: CPython calls a C method faster if it is of the very class of the object."""
+    if not issubclass(cls, Kernel):
+        raise TypeError(f"{cls!r} is no subclass of the kernel")
     cls.get = make_get(cls, <void *>_get)
     return cls
 
@@ -1312,7 +1398,12 @@ cdef int _traverse(PyObject *self, Visit visit, void *argument) noexcept:
 
 
 cdef int _clear(PyObject *self) noexcept:
-    (<Kernel>self)._release()
+    cdef Kernel kernel = <Kernel>self
+    # A bound method of the registry's own cannot be cleared, so the cycle with it is broken here. Held until all is
+    # consistent: Cython gives up the old value of an attribute before it has set the new one.
+    timer, keeper = kernel._timer, kernel._keeper
+    kernel._timer = kernel._keeper = None
+    kernel._release()
     return _clear_rest(self)
 
 
@@ -1320,4 +1411,4 @@ cdef int _clear(PyObject *self) noexcept:
 (<SlotType *><PyObject *>Kernel).tp_clear = _clear
 
 # The names of a kernel's own attributes: what an instance knows about itself, and no subclass may use.
-STATE = frozenset({"_asking", "_bound", "_clocked", "_due", "_held", "_keeper", "_leases", "_light"} | {"_tail", "_timer", "_watched"})
+STATE = frozenset({"_asking", "_bound", "_clocked", "_due", "_held", "_keeper", "_leases", "_light", "_mortal"} | {"_tail", "_timer", "_watched"})

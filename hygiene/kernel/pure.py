@@ -115,6 +115,7 @@ class Kernel(OrderedDict[K, V]):
         "_keeper",
         "_leases",
         "_light",
+        "_mortal",
         "_tail",
         "_tally",
         "_ticks",
@@ -141,10 +142,18 @@ class Kernel(OrderedDict[K, V]):
         self._ticks = itertools.repeat(None, sys.maxsize)
         self._evicted = itertools.repeat(None, sys.maxsize)  # counts as `_tally` does
         self._tally: Iterable[None] = ()
-        self._light = False
+        self._light = self._mortal = False  # `_mortal`: values came whose end may run code
         self._wasted = 0
 
-    def _take_paths(self, *, reads: bool, misses: bool, writes: bool, uses_in_order: bool) -> None:  # noqa: ARG002
+    def _take_paths(
+        self,
+        *,
+        reads: bool,
+        misses: bool,  # noqa: ARG002 - for the compiled body
+        writes: bool,
+        moves: bool,
+        uses_in_order: bool,
+    ) -> None:
         """
         Decide which short ways are open.
 
@@ -152,10 +161,11 @@ class Kernel(OrderedDict[K, V]):
             reads: A hit is found and moved, and nothing else.
             misses: What is not here is nowhere, and nothing is made for it. (Looked at by the compiled body only.)
             writes: What is written is stored and moved, the oldest evicted, and nothing else.
+            moves: Who is used or written becomes the most recent. (Where not, this body has no short ways.)
             uses_in_order: Times of use are kept in an order of their own, since that of the entries is another.
         """
-        self._tally = self._ticks if reads else ()
-        self._light = writes and not self._clocked
+        self._tally = self._ticks if reads and moves else ()
+        self._light = writes and moves and not self._clocked
         self._uses_in_order = uses_in_order
 
     def _counted(self) -> tuple[int, int, int]:
@@ -213,6 +223,11 @@ class Kernel(OrderedDict[K, V]):
         ):
             self._put(key, value)
             return
+        if self._mortal or type(value) not in STRONG:
+            self._mortal = True
+            # What is overwritten dies last: an OrderedDict that its ``__del__`` changes in the middle of a write keeps
+            # a key that the dict has no more, which breaks the bound, and crashes ``popitem`` of CPython 3.13.0.
+            held = _look(self, key)  # noqa: F841
         store(self, key, value)
         try:
             move(self, key)
