@@ -7,6 +7,8 @@ A loop is the code that users write, with the operation spelled out in it. Each 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 import threading
 import types
 from collections import OrderedDict
@@ -15,15 +17,53 @@ from typing import TYPE_CHECKING, Any
 
 import cachetools
 
-from hygiene import Registry
+import hygiene
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["ABSENT", "CONTENDERS", "Contender", "Session", "own"]
+__all__ = ["ABSENT", "CONTENDERS", "REGISTRIES", "Contender", "Session", "own"]
 
 HOUR = 3600.0  # seconds; nothing expires while reads and writes are timed
 ABSENT: dict[str, str] = {}  # what cannot be imported here, and why
+
+
+def _in_python() -> type[Any]:
+    """`Registry` on the Python kernel: from a second copy of the library, whatever this installation has."""
+
+    def is_ours(name: str) -> bool:
+        return name.partition(".")[0] == hygiene.__name__
+
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if is_ours(name)}
+    asked = os.environ.get("HYGIENE_PURE")
+    os.environ["HYGIENE_PURE"] = "1"
+    try:
+        copy = importlib.import_module(hygiene.__name__)
+    finally:
+        if asked is None:
+            del os.environ["HYGIENE_PURE"]
+        else:
+            os.environ["HYGIENE_PURE"] = asked
+        for name in filter(is_ours, list(sys.modules)):
+            del sys.modules[name]
+        sys.modules.update(kept)
+    if copy.compiled:
+        raise RuntimeError("HYGIENE_PURE=1 asked for the Python kernel, and the compiled one came")
+    kind: type[Any] = copy.Registry
+    return kind
+
+
+def _registries() -> dict[str, type[Any]]:
+    if hygiene.compiled:
+        return {"Registry": hygiene.Registry, "Registry in Python": _in_python()}
+    ABSENT["Registry"] = (
+        "the compiled kernel: it was not built, or HYGIENE_PURE is set, so there is Registry in Python only"
+    )
+    return {"Registry in Python": hygiene.Registry}
+
+
+# By the body of the kernel: "Registry" is the compiled one.
+REGISTRIES = _registries()
 
 
 class Session:
@@ -127,17 +167,39 @@ def create_locked(cache: Any, keys: Sequence[Any]) -> int:
     return misses
 
 
-def read_method(cache: Any, keys: Sequence[Any]) -> None:
-    """``cache.get(key)``, found."""
-    for key in keys:
-        cache.get(key)
-
-
 def write_method(cache: Any, keys: Sequence[Any], values: list[Any]) -> None:
     """``cache.set(key, value)``."""
     following = values.pop
     for key in keys:
         cache.set(key, following())
+
+
+def get_item(cache: Any, keys: Sequence[Any]) -> None:
+    """``cache.get(key)``."""
+    for key in keys:
+        cache.get(key)
+
+
+def find_item(cache: Any, keys: Sequence[Any]) -> None:
+    """``key in cache``."""
+    for key in keys:
+        key in cache  # noqa: B015 # pyright: ignore[reportUnusedExpression] # what it costs is the question
+
+
+def get_locked(cache: Any, keys: Sequence[Any]) -> None:
+    """`get_item` under the lock."""
+    lock, inner = cache.lock, cache.cache
+    for key in keys:
+        with lock:
+            inner.get(key)
+
+
+def find_locked(cache: Any, keys: Sequence[Any]) -> None:
+    """`find_item` under the lock."""
+    lock, inner = cache.lock, cache.cache
+    for key in keys:
+        with lock:
+            key in inner  # noqa: B015 # pyright: ignore[reportUnusedExpression]
 
 
 def own(loop: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -157,7 +219,10 @@ class Contender:
         read: Looks up keys that are there.
         write: Stores values.
         create: Gets or creates; ``None`` where that is not one loop of item access.
-        native: Its memory is not Python's: only the size of the process tells.
+        get: Looks up keys by the method ``get``; ``None`` where there is none.
+        find: Asks whether keys are there; ``None`` where that cannot be asked.
+        beside: Bytes that a container has from the C library and not from Python, where it knows them.
+        native: Its memory is not Python's, and it does not know it: only the size of the process tells.
         unbounded: It never evicts.
     """
 
@@ -165,27 +230,43 @@ class Contender:
     read: Callable[..., None] = read_item
     write: Callable[..., None] = write_item
     create: Callable[..., int] | None = create_item
+    get: Callable[..., None] | None = get_item
+    find: Callable[..., None] | None = find_item
+    beside: Callable[[Any], int] = lambda _: 0
     native: bool = False
     unbounded: bool = False
 
 
 def _locked(make: Callable[[int], Any]) -> Contender:
-    return Contender(lambda bound: Locked(make(bound)), read_locked, write_locked, create_locked)
+    return Contender(
+        lambda bound: Locked(make(bound)), read_locked, write_locked, create_locked, get_locked, find_locked
+    )
+
+
+def _registry(kind: type[Any], **limits: Any) -> Contender:
+    return Contender(lambda bound: kind(maxsize=bound, **limits), beside=_arrays)
+
+
+def _arrays(registry: Any) -> int:
+    """The arrays of the compiled kernel; the Python one has none."""
+    return int(registry.__sizeof__() - OrderedDict.__sizeof__(registry))
 
 
 def _contenders() -> dict[str, Contender]:
     found = {
         "dict": Contender(lambda _: {}, unbounded=True),
-        "OrderedDict LRU by hand": Contender(ByHand),
+        "OrderedDict LRU by hand": Contender(ByHand, get=None, find=None),
         "cachetools LRU": Contender(cachetools.LRUCache),
         "cachetools LRU + RLock": _locked(cachetools.LRUCache),
         "cachetools TTL": Contender(lambda bound: cachetools.TTLCache(bound, HOUR)),
         "cachetools TTL + RLock": _locked(lambda bound: cachetools.TTLCache(bound, HOUR)),
-        "Registry": Contender(lambda bound: Registry(maxsize=bound)),
-        "Registry(ttl)": Contender(lambda bound: Registry(maxsize=bound, ttl=HOUR)),
-        "Registry(idle)": Contender(lambda bound: Registry(maxsize=bound, idle=HOUR)),
-        "Registry(on_evict)": Contender(lambda bound: Registry(maxsize=bound, on_evict=_ignore)),
     }
+    for name, kind in REGISTRIES.items():
+        body = name.removeprefix("Registry")
+        found[name] = _registry(kind)
+        found[f"Registry(ttl){body}"] = _registry(kind, ttl=HOUR)
+        found[f"Registry(idle){body}"] = _registry(kind, idle=HOUR)
+        found[f"Registry(on_evict){body}"] = _registry(kind, on_evict=_ignore)
     optional: dict[str, Callable[[Any], dict[str, Contender]]] = {
         "cachebox": lambda module: {
             "cachebox LRU": Contender(module.LRUCache, native=True),
@@ -194,7 +275,7 @@ def _contenders() -> dict[str, Contender]:
         "lru": lambda module: {"lru-dict": Contender(module.LRU)},
         "expiringdict": lambda module: {"expiringdict": Contender(lambda bound: module.ExpiringDict(bound, HOUR))},
         "theine": lambda module: {
-            "theine": Contender(module.Cache, read_method, write_method, create=None, native=True),
+            "theine": Contender(module.Cache, get_item, write_method, create=None, find=None, native=True),
         },
     }
     for name, contenders in optional.items():

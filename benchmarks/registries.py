@@ -27,14 +27,15 @@ import tracemalloc
 from array import array
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cachetools
 import psutil
 
-from benchmarks.contenders import ABSENT, CONTENDERS, Contender, Session, own
-from hygiene import Registry, bounded_registry
+from benchmarks.contenders import ABSENT, CONTENDERS, REGISTRIES, Contender, Session, own
+from hygiene import bounded_registry
 from hygiene.testing import ManualClock
 
 if TYPE_CHECKING:
@@ -47,10 +48,14 @@ S = TypeVar("S")  # how much a suite measures
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 STALL = 100.0  # microseconds: the limit for a single operation, and what counts as a stall of a plain dict
 THREADS = 4
-OURS = "Registry"
+OURS, IN_PYTHON = "Registry", "Registry in Python"  # the compiled body, and the one that is always there
+OURS_TIMED, IN_PYTHON_TIMED = "Registry(ttl)", "Registry(ttl) in Python"
 LRU, LRU_LOCKED, TTL = "cachetools LRU", "cachetools LRU + RLock", "cachetools TTL"
+BOX, BOX_TTL = "cachebox LRU", "cachebox TTL"
 BY_HAND = "OrderedDict LRU by hand"
-MANY = (OURS, "Registry(ttl)", LRU, TTL, "cachebox LRU", "lru-dict")  # whose memory is counted at every size
+# Whose memory is counted at every size.
+MANY = (OURS, OURS_TIMED, IN_PYTHON, IN_PYTHON_TIMED, LRU, TTL, BOX, "lru-dict")
+MISSING = "not all of it is installed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ class Report:
 
 def run(sizes: Sizes, progress: Callable[[str], None] = lambda _: None) -> Report:
     """Measure everything; *progress* is told what comes next."""
-    sections = [operations, growth, single_operations, memory, expiry, threads, attribute, traces]
+    sections = [operations, growth, single_operations, memory, expiry, alone, threads, attribute, traces]
     return measure(sections, sizes, Report(), progress)
 
 
@@ -206,15 +211,27 @@ def bind(loop: Callable[..., Any], cache: Any) -> Callable[..., Any]:
     return lambda *arguments: loop(cache, *arguments)
 
 
+def against(series: Series, name: str, what: str, to: str, limit: float | None = None, note: str = "") -> Row:
+    """The row of *name* and *to*; without a value where one of them is not installed."""
+    label = f"{name}: {what}, against {to}"
+    if name in series and to in series:
+        return Row(label, ratio(series, name, to), "x", limit, note=note)
+    return Row(label, None, "x", limit, note=MISSING)
+
+
 def operations(sizes: Sizes, report: Report) -> None:
     """Reads and writes, one thread."""
     rounds, count, entries = sizes.rounds, sizes.operations, sizes.small
     draw = random.Random(1)
     caches = {name: filled(contender, entries) for name, contender in CONTENDERS.items()}
-    bounded = {name: cache for name, cache in caches.items() if not CONTENDERS[name].unbounded}
-    readers = {name: bind(CONTENDERS[name].read, cache) for name, cache in caches.items()}
-    writers = {name: bind(CONTENDERS[name].write, cache) for name, cache in caches.items()}
-    evictors = {name: bind(CONTENDERS[name].write, cache) for name, cache in bounded.items()}
+
+    def turns(loop: str, *, bounded: bool = False) -> dict[str, Callable[..., Any]]:
+        """By contender, that *loop* of it, where it has one."""
+        return {
+            name: bind(getattr(contender, loop), caches[name])
+            for name, contender in CONTENDERS.items()
+            if getattr(contender, loop) is not None and not (bounded and contender.unbounded)
+        }
 
     keys = [key_of(i) for i in range(entries)]
     unused = map(key_of, itertools.count(entries))
@@ -222,36 +239,64 @@ def operations(sizes: Sizes, report: Report) -> None:
     def present() -> list[int]:
         return draw.choices(keys, k=count)
 
+    def absent() -> list[int]:
+        return [-1 - key for key in present()]
+
+    def fresh() -> list[int]:
+        return list(itertools.islice(unused, count))
+
     def floats() -> list[Any]:
         return [float(i) for i in range(count)]
 
-    read = interleave(readers, lambda: (present(),), rounds, count)
-    write = interleave(writers, lambda: (present(), floats()), rounds, count)
-    evict = interleave(evictors, lambda: (list(itertools.islice(unused, count)), floats()), rounds, count)
-    objects = interleave(
-        evictors, lambda: (list(itertools.islice(unused, count)), [Session() for _ in range(count)]), rounds, count
-    )
-    for what, series in {
-        "read hit": read,
-        "set of an existing key": write,
-        "set with eviction": evict,
-        "set with eviction, of objects": objects,
-    }.items():
+    def objects() -> list[Any]:
+        return [Session() for _ in range(count)]
+
+    # What each operation is, and makes its arguments. Those that evict come last: they put other keys in.
+    measured: dict[str, tuple[dict[str, Callable[..., Any]], Callable[[], tuple[Any, ...]]]] = {
+        "read hit": (turns("read"), lambda: (present(),)),
+        "get": (turns("get"), lambda: (present(),)),
+        "in": (turns("find"), lambda: (present(),)),
+        "in, not there": (turns("find"), lambda: (absent(),)),
+        "set of an existing key": (turns("write"), lambda: (present(), floats())),
+        "set with eviction": (turns("write", bounded=True), lambda: (fresh(), floats())),
+        "set with eviction, of objects": (turns("write", bounded=True), lambda: (fresh(), objects())),
+    }
+    found = {what: interleave(loops, arguments, rounds, count) for what, (loops, arguments) in measured.items()}
+    for what, series in found.items():
         report.note_times(what, series)
     weak = "values that can be weakly referenced, dying as they are evicted"
+    promises: list[tuple[str, str, str, float | None, str]] = [
+        (OURS, "read hit", BOX, 1.0, ""),
+        (OURS, "read hit", "dict", 1.5, ""),
+        (OURS_TIMED, "read hit", BOX_TTL, 1.0, ""),
+        ("Registry(idle)", "read hit", BOX_TTL, None, ""),
+        (OURS, "get", BOX, 1.0, ""),
+        (OURS, "in", BOX, 1.0, ""),
+        (OURS, "set of an existing key", BOX, 1.0, ""),
+        (OURS, "set with eviction", BOX, 2.0, "1.5 is aimed for; values are floats"),
+        (OURS, "set with eviction, of objects", BOX, None, weak),
+        (OURS_TIMED, "set with eviction", BOX_TTL, None, ""),
+        ("Registry(on_evict)", "set with eviction", BOX, None, ""),
+        (IN_PYTHON, "read hit", LRU, 0.9, ""),
+        (IN_PYTHON, "read hit", LRU_LOCKED, 0.4, "the lock that it needs among threads"),
+        (IN_PYTHON_TIMED, "read hit", TTL, 0.5, ""),
+        ("Registry(idle) in Python", "read hit", TTL, None, ""),
+        (IN_PYTHON, "set of an existing key", LRU, None, ""),
+        (IN_PYTHON, "set with eviction", LRU, 0.5, "values are floats"),
+        (IN_PYTHON, "set with eviction, of objects", LRU, 0.5, weak),
+        (IN_PYTHON_TIMED, "set with eviction", TTL, None, ""),
+        ("Registry(on_evict) in Python", "set with eviction", LRU, None, ""),
+    ]
     report.rows.extend(
-        [
-            Row(f"read hit, against {LRU} without a lock", ratio(read, OURS, LRU), "x", 0.9),
-            Row("read hit, against it with the lock it needs", ratio(read, OURS, LRU_LOCKED), "x", 0.4),
-            Row("ttl read hit, against cachetools' TTLCache", ratio(read, "Registry(ttl)", TTL), "x", 0.5),
-            Row("idle read hit, against the same", ratio(read, "Registry(idle)", TTL), "x"),
-            Row(f"set of an existing key, against {LRU}", ratio(write, OURS, LRU), "x"),
-            Row(f"set with eviction, against {LRU}", ratio(evict, OURS, LRU), "x", 0.5, note="values are floats"),
-            Row("set with eviction of objects, against the same", ratio(objects, OURS, LRU), "x", 0.5, note=weak),
-            Row("ttl set with eviction, against TTLCache", ratio(evict, "Registry(ttl)", TTL), "x"),
-            Row("on_evict set with eviction, against the same LRU", ratio(evict, "Registry(on_evict)", LRU), "x"),
-        ]
+        against(found[what], name, what, to, limit, note)
+        for name, what, to, limit, note in promises
+        if name in CONTENDERS
     )
+
+
+def timed(name: str) -> str:
+    """The contender that is the registry *name* with a ttl."""
+    return {OURS: OURS_TIMED, IN_PYTHON: IN_PYTHON_TIMED}[name]
 
 
 def growth(sizes: Sizes, report: Report) -> None:
@@ -264,7 +309,7 @@ def growth(sizes: Sizes, report: Report) -> None:
                     f"{name}: its ratio to a dict at {sizes.large:,} entries, against that at {sizes.small:,}",
                     large[name] / small[name],
                     "x",
-                    1.3 if name == OURS else None,
+                    1.3 if name in REGISTRIES else None,
                     note=f"read hit of random keys: {small[name]:.1f} and {large[name]:.1f} times a dict",
                 )
             )
@@ -273,7 +318,7 @@ def growth(sizes: Sizes, report: Report) -> None:
 def random_reads(entries: int, sizes: Sizes, report: Report) -> dict[str, float]:
     """How many times as long as in a dict of the same size a read takes."""
     draw = random.Random(2)
-    names = [name for name in ("dict", BY_HAND, LRU, "cachebox LRU", "lru-dict", OURS) if name in CONTENDERS]
+    names = [name for name in ("dict", BY_HAND, LRU, BOX, "lru-dict", OURS, IN_PYTHON) if name in CONTENDERS]
     keys = [key_of(i) for i in range(entries)]
     readers = {name: bind(CONTENDERS[name].read, filled(CONTENDERS[name], entries)) for name in names}
     series = interleave(readers, lambda: (draw.choices(keys, k=sizes.operations),), sizes.rounds, sizes.operations)
@@ -339,12 +384,12 @@ def each_operation(contender: Contender, sizes: Sizes) -> dict[str, array[int]]:
 def single_operations(sizes: Sizes, report: Report) -> None:
     """The slowest single operation among many entries."""
     rebuilt: set[int] = set()
-    for name in ["dict", OURS, "Registry(ttl)", LRU, "cachebox LRU"]:
+    for name in ["dict", OURS, OURS_TIMED, IN_PYTHON, LRU, BOX]:
         if name not in CONTENDERS:
             continue
-        timed = each_operation(CONTENDERS[name], sizes)
-        slowest = {what: max(took) / 1000 for what, took in timed.items()}
-        limit = STALL if name == OURS else None
+        took_each = each_operation(CONTENDERS[name], sizes)
+        slowest = {what: max(took) / 1000 for what, took in took_each.items()}
+        limit = STALL if name in REGISTRIES else None
         report.rows.append(
             Row(
                 f"{name}: slowest operation at {sizes.large:,} entries",
@@ -355,9 +400,9 @@ def single_operations(sizes: Sizes, report: Report) -> None:
             )
         )
         if name == "dict":
-            rebuilt = {i for i, took in enumerate(timed["sets with eviction"]) if took > STALL * 1000}
+            rebuilt = {i for i, took in enumerate(took_each["sets with eviction"]) if took > STALL * 1000}
             continue
-        others = (took for i, took in enumerate(timed["sets with eviction"]) if i not in rebuilt)
+        others = (took for i, took in enumerate(took_each["sets with eviction"]) if i not in rebuilt)
         report.rows.append(
             Row(
                 "- without the sets at which a plain dict stalls too",
@@ -377,14 +422,14 @@ def bytes_held(name: str, entries: int, size: Callable[[], int]) -> tuple[float,
     before = size()
     cache = contender.make(entries)
     contender.write(cache, keys[:entries], [None] * entries)
-    full = size() - before
+    full = size() + contender.beside(cache) - before
     if contender.unbounded:
         for old, new in zip(keys[:entries], keys[entries:], strict=True):
             cache[new] = None
             del cache[old]
     else:
         contender.write(cache, keys[entries:], [None] * entries)
-    return full / entries, (size() - before) / entries
+    return full / entries, (size() + contender.beside(cache) - before) / entries
 
 
 def allocated(name: str, entries: int) -> tuple[float, float]:
@@ -421,12 +466,14 @@ def memory(sizes: Sizes, report: Report) -> None:
             held = resident_alone(name, entries) if contender.native else allocated(name, entries)
             new, churned = (total - own_part for total, own_part in zip(held, of_dict, strict=True))
             how = "; by the size of a process" if contender.native else ""
+            if name == OURS:
+                how = "; 60 is aimed for"
             report.rows.append(
                 Row(
                     f"{name}: beyond a dict's own, {entries:,} entries",
                     max(new, churned),
                     "bytes",
-                    80.0 if name == OURS else None,
+                    80.0 if name in REGISTRIES else None,
                     note=f"new {new:.0f}, each entry replaced once {churned:.0f}{how}",
                 )
             )
@@ -456,14 +503,14 @@ def expired_at_once(make: Callable[[ManualClock], Any], sizes: Sizes) -> float:
     return max(least(sizes.repeats, once, count)) / 1000
 
 
-def expired_with_janitor(sizes: Sizes) -> tuple[float, float]:
+def expired_with_janitor(kind: type[Any], sizes: Sizes) -> tuple[float, float]:
     """
     Microseconds of the slowest call while the janitor works, and of processor time in the call that had most of it.
 
     Only one call each half millisecond, or the caller's own slices of the work would leave the janitor none.
     """
     clock = ManualClock()
-    registry: Registry[int, int] = Registry(maxsize=2 * sizes.expiring, ttl=0.5, timer=lambda: clock.now)
+    registry = kind(maxsize=2 * sizes.expiring, ttl=0.5, timer=lambda: clock.now)
     for i in range(sizes.expiring):
         registry[i] = i
     clock.advance(1.0)  # the janitor is due half a second after the first entry came
@@ -477,26 +524,31 @@ def expired_with_janitor(sizes: Sizes) -> tuple[float, float]:
     return slowest / 1000, busiest / 1000
 
 
+def _with_ttl(kind: type[Any], bound: int, clock: ManualClock) -> Any:
+    return kind(maxsize=bound, ttl=60, timer=clock)
+
+
 def expiry(sizes: Sizes, report: Report) -> None:
     """Many entries expiring at once."""
     what = f"{sizes.expiring:,} entries expire at once"
+    note = "slowest of the calls that follow"
     bound = 2 * sizes.expiring
     theirs = expired_at_once(lambda clock: cachetools.TTLCache(bound, 60, timer=clock), sizes)
-    ours = expired_at_once(lambda clock: Registry(maxsize=bound, ttl=60, timer=clock), sizes)
-    runs = [expired_with_janitor(sizes) for _ in range(2 * sizes.repeats)]
-    slowest, busiest = (min(values) for values in zip(*runs, strict=True))
-    note = "slowest of the calls that follow"
-    report.rows += [
-        Row(f"{TTL}: {what}", theirs, "us", note=note),
-        Row(f"Registry(ttl): {what}", ours, "us", 1000.0, note=note),
-        Row(
-            "- with the janitor at work in its thread",
-            slowest,
-            "us",
-            1000.0,
-            note=f"least of {len(runs)} runs; {busiest:,.0f} us of work, the rest is waiting, also for the machine",
-        ),
-    ]
+    report.rows.append(Row(f"{TTL}: {what}", theirs, "us", note=note))
+    for name, kind in REGISTRIES.items():
+        ours = expired_at_once(partial(_with_ttl, kind, bound), sizes)
+        runs = [expired_with_janitor(kind, sizes) for _ in range(2 * sizes.repeats)]
+        slowest, busiest = (min(values) for values in zip(*runs, strict=True))
+        report.rows += [
+            Row(f"{timed(name)}: {what}", ours, "us", 1000.0, note=note),
+            Row(
+                "- with the janitor at work in its thread",
+                slowest,
+                "us",
+                1000.0,
+                note=f"least of {len(runs)} runs; {busiest:,.0f} us of work, the rest is waiting, also for the machine",
+            ),
+        ]
 
 
 def together(loop: Callable[..., int], cache: Any, parts: Sequence[Sequence[int]]) -> tuple[float, list[BaseException]]:
@@ -521,24 +573,48 @@ def together(loop: Callable[..., int], cache: Any, parts: Sequence[Sequence[int]
     return float(time.perf_counter_ns() - start), errors
 
 
-def threads(sizes: Sizes, report: Report) -> None:
-    """Get or create on a Zipf workload, one thread and four."""
+def zipf(sizes: Sizes) -> tuple[list[int], int]:
+    """Requests as they come to a cache, a few keys most of the time; and the bound that is given to it."""
     draw = random.Random(4)
     population, bound = sizes.shared // 2, sizes.shared // 20
     weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(population)))
-    requests = draw.choices(range(population), cum_weights=weights, k=sizes.shared)
+    return draw.choices(range(population), cum_weights=weights, k=sizes.shared), bound
+
+
+def creators(bound: int) -> dict[str, tuple[Callable[..., Any], Any]]:
+    """By contender, its loop for get or create, and a container."""
+    names = [OURS, OURS_TIMED, IN_PYTHON, IN_PYTHON_TIMED, LRU, LRU_LOCKED, BY_HAND, BOX, BOX_TTL, "lru-dict"]
+    return {name: (own(CONTENDERS[name].create), CONTENDERS[name].make(bound)) for name in names if name in CONTENDERS}
+
+
+def alone(sizes: Sizes, report: Report) -> None:
+    """Get or create on a Zipf workload, one thread."""
+    requests, bound = zipf(sizes)
+    turns = {name: bind(loop, cache) for name, (loop, cache) in creators(bound).items()}
+    what = "get or create, Zipf"
+    # The two that the limit compares are that close to each other that it takes more rounds to tell.
+    series = interleave(turns, lambda: (requests,), 3 * sizes.shared_rounds, len(requests))
+    report.note_times(what, series)
+    report.rows.extend(
+        against(series, name, what, to, limit)
+        for name, to, limit in [(OURS, BOX, 1.0), (OURS_TIMED, BOX_TTL, None), (IN_PYTHON, LRU, None)]
+        if name in CONTENDERS
+    )
+
+
+def threads(sizes: Sizes, report: Report) -> None:
+    """Get or create on a Zipf workload, one thread and four."""
+    requests, bound = zipf(sizes)
     parts = [requests[i::THREADS] for i in range(THREADS)]
-    names = [OURS, "Registry(ttl)", LRU, LRU_LOCKED, BY_HAND, "cachebox LRU", "lru-dict"]
-    caches = {name: CONTENDERS[name].make(bound) for name in names if name in CONTENDERS}
-    loops = {name: own(CONTENDERS[name].create) for name in caches}
-    rates: dict[str, list[float]] = {name: [] for name in caches}
+    made = creators(bound)
+    rates: dict[str, list[float]] = {name: [] for name in made}
     wrong: dict[str, str] = {}
     for _ in range(sizes.shared_rounds):
-        for name, cache in caches.items():
+        for name, (loop, cache) in made.items():
             if name in wrong:
                 continue
-            alone_took, errors = together(loops[name], cache, [requests])
-            took, more = together(loops[name], cache, parts)
+            alone_took, errors = together(loop, cache, [requests])
+            took, more = together(loop, cache, parts)
             rates[name].append(alone_took / took)
             if errors or more:
                 wrong[name] = f"raised {(errors + more)[0]!r}"
@@ -546,14 +622,14 @@ def threads(sizes: Sizes, report: Report) -> None:
                 wrong[name] = f"holds {len(cache):,} entries, {bound:,} were allowed"
             elif any(value != -key for key, value in cache.items()):
                 wrong[name] = "holds a value that belongs to another key"
-    for name in caches:
+    for name in made:
         fine = name not in wrong
         report.rows.append(
             Row(
                 f"{name}: {THREADS} threads together, against one thread's rate",
                 statistics.median(rates[name]) if fine else None,
                 "x",
-                0.8 if name == OURS else None,
+                0.8 if name in REGISTRIES else None,
                 at_least=True,
                 note="bound held, nothing raised" if fine else f"wrong: {wrong[name]}",
             )
@@ -610,7 +686,7 @@ def attribute(sizes: Sizes, report: Report) -> None:
 
 def replay(requests: list[int], bound: int, rounds: int) -> tuple[Series, dict[str, int]]:
     """The times of get or create for *requests*, from empty, and the misses."""
-    names = [LRU, LRU_LOCKED, BY_HAND, OURS, "Registry(ttl)", "cachebox LRU", "lru-dict"]
+    names = [LRU, LRU_LOCKED, BY_HAND, OURS, OURS_TIMED, IN_PYTHON, IN_PYTHON_TIMED, BOX, "lru-dict"]
     misses: dict[str, int] = {}
 
     def turn(name: str) -> Callable[[], None]:
@@ -638,18 +714,14 @@ def traces(sizes: Sizes, report: Report) -> None:
         label = f"get or create, {path.name.removeprefix('trace_').removesuffix('.txt.gz')}"
         report.note_times(label, series)
         hits = {name: f"{1 - missed / len(requests):.2%}" for name, missed in misses.items()}
-        report.rows += [
-            Row(
-                f"{label}: time against {LRU}",
-                ratio(series, OURS, LRU),
-                "x",
-                note=f"a tenth of the keys fit: {bound:,}",
-            ),
-            Row(
-                f"{label}: difference in hits to {LRU}, which is exact",
-                abs(misses[OURS] - misses[LRU]),
-                "hits",
-                0,
-                note=f"of {len(requests):,} requests hit {hits[OURS]}, there {hits[LRU]}",
-            ),
-        ]
+        for name in REGISTRIES:
+            report.rows += [
+                against(series, name, label, LRU, note=f"a tenth of the keys fit: {bound:,}"),
+                Row(
+                    f"{name}: {label}, difference in hits to {LRU}, which is exact",
+                    abs(misses[name] - misses[LRU]),
+                    "hits",
+                    0,
+                    note=f"of {len(requests):,} requests hit {hits[name]}, there {hits[LRU]}",
+                ),
+            ]
