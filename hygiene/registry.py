@@ -220,6 +220,7 @@ class Registry(Kernel[K, V]):
     """
 
     __slots__ = (
+        "_bare",
         "_broom",
         "_byte_bound",
         "_bytes",
@@ -344,6 +345,7 @@ class Registry(Kernel[K, V]):
             written=limits.ttl is not None or told,
             used=limits.idle is not None or told,
         )
+        self._bare = False  # whether to take an entry out of the kernel is all that there is to do
         self._order: Order | None = None
         self._moves = limits.policy == "lru"
         if limits.policy == "lfu":
@@ -383,6 +385,7 @@ class Registry(Kernel[K, V]):
             moves=self._moves,
             uses_in_order=self._order is not None or not self._moves,
         )
+        self._bare = self._light and not self._clocked
 
     def _guard(self) -> None:
         """From now on every operation on an order takes the lock: a key whose comparison is Python code has come."""
@@ -571,15 +574,19 @@ class Registry(Kernel[K, V]):
 
     # Writing.
 
-    def _evict_into_tail(self) -> None:
-        """Evict the oldest where values may come back: under the lock, or a look-up in between makes a second value."""
+    def _evict_into_tail(self) -> bool:
+        """
+        Evict the oldest where values may come back, if nobody is leased; says whether it did.
+
+        Under the lock, or a look-up in between makes a second value.
+        """
         with self._lock:
             if self._leases:
-                return
+                return False
             key, evicted = take_oldest(self, last=False)
-            self._count_eviction()
             if type(evicted) not in STRONG and getrefcount(evicted) > _SWEPT:
                 self._keep_tail(key, evicted)
+        return True
 
     @overload
     def setdefault(self: Registry[K, D | None], key: K, default: None = None) -> D | None: ...
@@ -751,6 +758,8 @@ class Registry(Kernel[K, V]):
             else:
                 self._loops.pop(key, None)
         if self._timer is not None:
+            if self._held:
+                self._held.pop(key, None)
             now = self._stamp_write(key)
             if self._due == _NEVER:  # otherwise what is due next was written or used before this
                 limits = self._limits
@@ -765,7 +774,9 @@ class Registry(Kernel[K, V]):
 
     def _replaced(self, key: Any, old: Any) -> Gone:
         self._counts[Cause.REPLACED] = self._counts.get(Cause.REPLACED, 0) + 1
-        age, idle_for = self._times(key)
+        age = idle_for = None
+        if self._limits.on_evict is not None:  # nobody else is told
+            age, idle_for = self._times(key)
         return self, key, old, Cause.REPLACED, age, idle_for, self._loops.get(key)
 
     def _times(self, key: Any) -> tuple[float | None, float | None]:  # noqa: ARG002 - a timed one looks
@@ -829,7 +840,7 @@ class Registry(Kernel[K, V]):
                 self._tell(gone)
 
     def _remove(self, key: Any) -> Any:
-        if self._light and not self._clocked:
+        if self._bare:
             value = take(self, key, MISSING)
             if value is MISSING:
                 value = self._take_from_tail(key)
@@ -893,9 +904,10 @@ class Registry(Kernel[K, V]):
         value: Any,
         cause: Cause,
         gone: list[Gone],
-        times: tuple[float | None, float | None] = (None, None),
+        age: float | None = None,
+        idle_for: float | None = None,
     ) -> None:
-        """What `_discard` does once the entry is out of the dict: *times* are its ages. The lock is held."""
+        """What `_discard` does once the entry is out of the dict. The lock is held."""
         loop = None
         if self._order is not None:
             self._order.discard(key)
@@ -910,7 +922,7 @@ class Registry(Kernel[K, V]):
             self._keep_tail(key, value)
         if self._keeper is not None:
             self._keeper.left(key, value, cause, adrift=self._in_tail(key, MISSING) is value)
-        gone.append((self, key, value, cause, *times, loop))
+        gone.append((self, key, value, cause, age, idle_for, loop))
 
     def _is_revivable(self, cause: Cause) -> bool:
         # With a store, idle is no end: the entry is there as before, only not in memory.
@@ -1925,15 +1937,16 @@ class Timed(Registry[K, V]):
         found = self._extract(key)
         if found is None:
             return False
-        self._forget_timed(key, cause, gone, *found)
+        value, written, used = found
+        self._forget_timed(key, cause, gone, value, written, used)
         return True
 
     def _discard_oldest(self, cause: Cause, gone: list[Gone]) -> bool:
         try:
-            key, *found = self._extract_oldest()
+            key, value, written, used = self._extract_oldest()
         except KeyError:  # others deleted meanwhile
             return False
-        self._forget_timed(key, cause, gone, *found)
+        self._forget_timed(key, cause, gone, value, written, used)
         return True
 
     def _forget_timed(
@@ -1948,7 +1961,7 @@ class Timed(Registry[K, V]):
             return
         now = self._now()
         age, idle_for = self._ages(key, written, used, now)
-        self._forget(key, value, cause, gone, (age, idle_for))
+        self._forget(key, value, cause, gone, age, idle_for)
         tail = self._tail
         if revivable and tail is not None and tail.get(key) is value:
             # Evicted is not written: if it is found again, its time has gone on.
@@ -2037,11 +2050,6 @@ class Timed(Registry[K, V]):
         """How late the janitor may be: 5 % of the shortest limit or a second is promised, half of that is aimed for."""
         limits = self._limits
         return max(0.5, 0.025 * min(limits.ttl or _NEVER, limits.idle or _NEVER))
-
-    def _stamp_write(self, key: Any) -> float:
-        if self._held:
-            self._held.pop(key, None)
-        return super()._stamp_write(key)
 
     def _times(self, key: Any) -> tuple[float | None, float | None]:
         return self._ages(key, self._written_at(key), self._used_at(key), self._now())

@@ -422,9 +422,6 @@ cdef class Kernel(OrderedDict):
         """Hits, misses and evictions on the short ways."""
         return self.hits, self.misses, self.evictions
 
-    def _count_eviction(self):
-        self.evictions += 1
-
     @property
     def _tail(self):
         return self.tail
@@ -961,8 +958,9 @@ cdef class Kernel(OrderedDict):
         if self.tail is not None and (
             not self._in_step() or (references(self.nodes[i].value) > 1 and not is_strong(<object>self.nodes[i].value))
         ):
-            if not self._clocked:  # otherwise its times have to be kept, too: the sweep does it
-                self._evict_into_tail()
+            # With times, those have to be kept, too: the sweep does it.
+            if not self._clocked and self._evict_into_tail():
+                self.evictions += 1
         elif self._take_out(i) is not _missing:
             self.evictions += 1
         return 0

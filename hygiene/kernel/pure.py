@@ -12,7 +12,7 @@ import itertools
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from operator import length_hint
 from typing import Any, TypeVar, overload
 
@@ -73,13 +73,9 @@ _has = dict.__contains__
 
 def oldest(kernel: Any) -> Any:
     """The key that is least recent, `MISSING` if there is none."""
-    return _first(lambda: by_recency(kernel))
-
-
-def _first(keys: Callable[[], Iterator[Any]]) -> Any:
     while True:
         try:
-            return next(keys(), MISSING)
+            return next(by_recency(kernel), MISSING)
         except RuntimeError:  # a read, which takes no lock, moved a key between the two calls
             continue
 
@@ -208,7 +204,11 @@ class Kernel(OrderedDict[K, V]):
         return default if value is MISSING else value
 
     def __contains__(self, key: object) -> bool:
-        return _has(self, key) or ((self._tail is not None or self._keeper is not None) and self._has_elsewhere(key))
+        if _has(self, key):
+            return True
+        if self._tail is not None or self._keeper is not None:
+            return self._has_elsewhere(key)
+        return False
 
     def __delitem__(self, key: K) -> None:
         self._remove(key)
@@ -238,7 +238,9 @@ class Kernel(OrderedDict[K, V]):
             # one entry more than they had to, never one less.
             if len(self) > self._bound and not self._leases:
                 if tail is not None:
-                    self._evict_into_tail()
+                    if self._evict_into_tail():
+                        for _ in self._evicted:
+                            break
                 else:
                     oldest_key, evicted = take_oldest(self, False)  # noqa: FBT003 - by keyword it costs a fifth more
                     # Leased between the two lines: the lease is right.
@@ -251,10 +253,6 @@ class Kernel(OrderedDict[K, V]):
             return
         if len(self) > self._bound:
             self._sweep(key)
-
-    def _count_eviction(self) -> None:
-        for _ in self._evicted:
-            break
 
     # What the registry adds.
 
@@ -273,7 +271,7 @@ class Kernel(OrderedDict[K, V]):
     def _comes_back(self, value: V) -> bool:
         raise NotImplementedError
 
-    def _evict_into_tail(self) -> None:
+    def _evict_into_tail(self) -> bool:
         raise NotImplementedError
 
     def _sweep(self, newest: Any = MISSING) -> None:
@@ -375,7 +373,7 @@ class Kernel(OrderedDict[K, V]):
         """Who was used first of all, and when."""
         used = self._used
         if used is not None:
-            first = _first(used.__iter__) if self._uses_in_order else oldest(self)
+            first = oldest(used if self._uses_in_order else self)
             stamp = used.get(first)
             if stamp is not None:
                 return first, stamp
