@@ -563,6 +563,8 @@ class Keeper:
         self._expiring.discard(key)
         if prepared.data is not None and type(value) not in _PLAIN:
             self._hashes[key] = hash(prepared.data)
+        else:
+            self._hashes.pop(key, None)  # of a value before this one: it would seem to have changed, at every look
         if (loading := self._loading.get(key)) is not None:
             loading.stale = True
         return waiter

@@ -314,6 +314,23 @@ def test_a_list_becomes_a_history_whose_items_are_saved_one_by_one(store: Any) -
         assert not change.replace
 
 
+@pytest.mark.parametrize("value", [2, "two", [2]])
+def test_what_comes_after_a_dict_is_saved_once(store: Any, value: Any) -> None:
+    """A dict is looked at for changes in place; what takes its place is not taken for a changed dict at each look."""
+    with Registry(store=store, name="chats") as chats:
+        chats[1] = {"n": 1}
+        chats.flush()
+        chats[1] = value
+        chats.flush()
+        saved = store.load("chats", 1).head.version
+        chats.flush()
+        with chats.lease(1):
+            pass
+        chats.flush()
+
+        assert saved == store.load("chats", 1).head.version
+
+
 @pytest.mark.parametrize("how", ["told", "leased", "flushed", "evicted", "closed"])
 def test_a_change_in_place_reaches_the_store(store: Any, how: str) -> None:
     """`changed(key)` says so; at the end of a lease, an eviction, `flush` and `close` it is found."""
