@@ -430,7 +430,7 @@ class Registry(Kernel[K, V]):
         """
         value = _look(self, key, MISSING)
         if value is MISSING and self._keeper is not None:
-            value = self._in_tail(key, MISSING)
+            value = MISSING if self._has_ended(key) else self._in_tail(key, MISSING)
             if value is MISSING:
                 value = self._keeper.peek(key)
         return default if value is MISSING else value
@@ -1288,6 +1288,10 @@ class Registry(Kernel[K, V]):
             self._revived += value is not MISSING
         return value
 
+    def _has_ended(self, key: Any) -> bool:  # noqa: ARG002 - a timed one looks
+        """Whether the evicted value of *key* is over by now."""
+        return False
+
     # Weight.
 
     def _weigh(self, key: Any, value: Any) -> int:
@@ -1971,18 +1975,23 @@ class Timed(Registry[K, V]):
                 self._left = {name: times for name, times in self._left.items() if name in tail}
 
     def _revive(self, key: Any) -> Any:
-        written, used = self._left.get(key, (None, None))
-        now, limits, tail = self._now(), self._limits, self._tail
-        over = limits.ttl is not None and written is not None and now >= written + limits.ttl
-        if over or (limits.idle is not None and used is not None and now >= used + limits.idle):
+        written, tail = self._left.get(key, (None, None))[0], self._tail
+        if self._has_ended(key):
             if tail is not None and (value := tail.pop(key, None)) is not None and self._keeper is not None:
                 with self._lock:
                     self._keeper.left(key, value, Cause.EXPIRED, adrift=False)
             return MISSING
         value = super()._revive(key)
-        if value is not MISSING and written is not None and limits.ttl is not None:
+        if value is not MISSING and written is not None and self._limits.ttl is not None:
             self._backdate(key, value, written)
         return value
+
+    def _has_ended(self, key: Any) -> bool:
+        written, used = self._left.get(key, (None, None))
+        now, limits = self._now(), self._limits
+        if limits.ttl is not None and written is not None and now >= written + limits.ttl:
+            return True
+        return limits.idle is not None and used is not None and now >= used + limits.idle
 
     def _written_ago(self, key: Any) -> float:
         written = self._written_at(key)

@@ -314,6 +314,21 @@ def test_a_list_becomes_a_history_whose_items_are_saved_one_by_one(store: Any) -
         assert not change.replace
 
 
+def test_an_evicted_entry_that_somebody_holds_ends_with_its_ttl(store: Any, clock: ManualClock) -> None:
+    """It is found as long as it lives; then `peek` sees it as little as any other look-up."""
+    with Registry(store=store, name="chats", ttl=10, timer=clock) as chats:
+        chats[1] = ["hello"]
+        held = chats[1]
+        chats.flush()
+        assert chats.evict(1)
+        clock.advance(9)
+        assert held is chats.peek(1)
+        clock.advance(1)
+
+        assert chats.peek(1) is None
+        assert 1 not in chats
+
+
 @pytest.mark.parametrize("value", [2, "two", [2]])
 def test_what_comes_after_a_dict_is_saved_once(store: Any, value: Any) -> None:
     """A dict is looked at for changes in place; what takes its place is not taken for a changed dict at each look."""
