@@ -237,13 +237,14 @@ class _Entry:
 
 
 class _Waiter:
-    """Somebody who waits until *key*, or everything, is saved up to the change number *goal*."""
+    """Somebody who waits until *key*, or everything, is saved up to the change number *goal*, since attempt *since*."""
 
-    __slots__ = ("future", "goal", "key", "patient")
+    __slots__ = ("future", "goal", "key", "patient", "since")
 
-    def __init__(self, key: Any, goal: int, *, patient: bool) -> None:
+    def __init__(self, key: Any, goal: int, since: int, *, patient: bool) -> None:
         self.key = key
         self.goal = goal
+        self.since = since
         self.patient = patient
         self.future: futures.Future[None] = futures.Future()
         self.future.set_running_or_notify_cancel()  # so that a task which is cancelled cannot cancel it
@@ -351,6 +352,7 @@ class WriteBehind:
         self._rejected: dict[Any, tuple[Rejected, _Entry]] = {}
         self._urgent: set[Any] = set()
         self._waiters: list[_Waiter] = []
+        self._attempts = 0  # to save a batch
         self._serial = 0  # of the last change
         self._goal = 0  # everything up to this one is due
         self._since = 0  # changes since the goal was set
@@ -773,7 +775,7 @@ class WriteBehind:
 
     def _hurry(self, key: Any, *, patient: bool = False) -> _Waiter:
         """Have *key*, or everything, saved now, and not only when an outage lets us try again."""
-        waiter = _Waiter(key, self._serial, patient=patient)
+        waiter = _Waiter(key, self._serial, self._attempts, patient=patient)
         self._waiters.append(waiter)
         self._retry_at = -float("inf")
         if key is _ALL:
@@ -891,6 +893,7 @@ class WriteBehind:
                 if not batch:
                     return False
                 self._saving, self._stuck = batch, False
+                self._attempts += 1
             saved: dict[Any, Head | None] = {}
             refused: dict[Any, Exception] = {}
             try:
@@ -1126,10 +1129,13 @@ class WriteBehind:
                     answers.append((waiter, self._refusal(Rejected(waiter.key, refused[waiter.key], ()))))
                 elif self._is_saved(waiter):
                     answers.append((waiter, self._verdict() if waiter.key is _ALL else None))
-                elif failure is not None and not (waiter.patient and _may_pass(failure)):
-                    answers.append((waiter, self._unavailable(failure)))
-                else:
+                elif failure is None or (waiter.patient and _may_pass(failure)):
                     left.append(waiter)
+                elif waiter.since == self._attempts:  # who asked during this attempt is promised one of his own
+                    left.append(waiter)
+                    self._retry_at = -float("inf")
+                else:
+                    answers.append((waiter, self._unavailable(failure)))
             self._waiters = left
         for waiter, error in answers:
             if error is None:

@@ -251,6 +251,13 @@ class Kept(RuleBasedStateMachine):
         self.do(lambda: registry.__setitem__(key, value))
         self.wrote(name, key, self.trimmed(value))
 
+    def append(self, registry: Registry[Any, Any], key: Any, number: int) -> None:
+        if self.limits["revive"]:
+            registry.setdefault(key, []).append(number)
+        else:  # what is evicted between the two steps is not found again
+            with registry.lease(key, create=list) as messages:
+                messages.append(number)
+
     @rule(key=KEYS, second=st.booleans())
     def say(self, key: Any, second: bool) -> None:
         """The idiom of every chat program."""
@@ -258,7 +265,7 @@ class Kept(RuleBasedStateMachine):
         before = self.expected(name, key)
         if before is NOTHING or isinstance(before, list):
             number = self.fresh()
-            self.do(lambda: registry.setdefault(key, []).append(number))
+            self.do(partial(self.append, registry, key, number))
             if before is NOTHING:
                 self.wrote(name, key, [])
             known = self.model[name][key]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -523,6 +525,33 @@ def test_a_flush_with_a_timeout_sits_out_a_short_outage(store: Any) -> None:
 
         assert ended(flushing)
         assert 1 == store.value("a")
+
+
+def test_who_flushes_during_an_attempt_gets_one_of_his_own(store: Any) -> None:
+    """What began before he asked, and failed, says nothing about now."""
+    passing = threading.Semaphore(0)
+    store.gate = SimpleNamespace(
+        wait=lambda timeout: passing.acquire(timeout=timeout), set=lambda: passing.release(1_000)
+    )
+    store.error = DOWN
+    with WriteBehind(store) as writer:
+        writer.put("a", 1)
+        first = fails(StoreUnavailable, writer.flush)
+        store.begun()
+        saved: list[None] = []
+        second = within(lambda: saved.append(writer.flush()))
+        while len(writer._waiters) < 2:
+            time.sleep(0)
+        passing.release()
+        assert ended(first)
+        store.begun()
+        store.error = None
+        passing.release()
+
+        assert ended(second)
+        assert [None] == saved
+        assert 1 == store.value("a")
+        passing.release(1_000)
 
 
 def test_a_flush_does_not_wait_longer_than_it_may(make: Make, store: Any) -> None:
