@@ -669,6 +669,7 @@ class Keeper:
             except HygieneError as error:
                 if key in writer:  # if not, it is another entry that cannot be saved
                     self._tell_blocked(key, error)
+                    self._awaited = True  # nobody may write again before it can be saved
             return key not in writer
         # Whoever saves it has the registry look again. Said before it is asked for, and looked at afterwards, or the
         # save might end in between.

@@ -26,7 +26,9 @@ from hygiene import History, Registry, bounded_history, bounded_registry, guard,
 from hygiene.cleanup import ashutdown, relieve, shutdown
 from hygiene.errors import NotStorable, StoreError, StoreUnavailable, VersionConflict
 from hygiene.events import Cause, Removal
+from hygiene.group import Group
 from hygiene.keeping import _openings
+from hygiene.limits import Limits
 from hygiene.stores import SaveLog, SQLiteStore
 from hygiene.testing import ManualClock
 from hygiene.writebehind import WriteBehind
@@ -686,6 +688,26 @@ def test_a_lease_of_one_column_finds_what_was_changed_in_place(address: str) -> 
     assert {"n": 2} == bot.first._kept().store.load("first", 1).value
     bot.first.close()
     bot.second.close()
+
+
+def test_columns_are_within_their_bound_when_an_outage_is_over(store: Any, clock: ManualClock) -> None:
+    """What had to stay because it could not be saved leaves when it is, although nobody writes any more."""
+    limits = Limits.of(maxsize=1, policy="importance", importance=lambda entry: 0, store=store, timer=clock)
+    group = Group(limits, {"first": None, "second": None})
+    columns = {name: group.adopt(name, {}) for name in ("first", "second")}
+    store.error = StoreUnavailable("the disk is full")
+    columns["first"][1] = [1]
+    columns["second"][2] = [2]
+    columns["second"][3] = [3]
+    assert [1, 2] == [len(column) for column in columns.values()]
+
+    store.error = None
+    for column in columns.values():
+        column.flush()
+
+    eventually(lambda: 1 == sum(map(len, columns.values())))
+    for column in columns.values():
+        column.close()
 
 
 @dataclasses.dataclass
