@@ -540,7 +540,9 @@ def test_who_flushes_during_an_attempt_gets_one_of_his_own(store: Any) -> None:
         store.begun()
         saved: list[None] = []
         second = within(lambda: saved.append(writer.flush()))
+        deadline = time.monotonic() + PATIENCE
         while len(writer._waiters) < 2:
+            assert time.monotonic() < deadline
             time.sleep(0)
         passing.release()
         assert ended(first)
