@@ -94,5 +94,9 @@ class _LastWords(logging.NullHandler):
 
 
 logger = logging.getLogger("hygiene")
-logger.addHandler(_LastWords())
-logger.addFilter(Repeats())
+# The logger outlives the module: who reloads the library, or has two copies of it, has one of each all the same. Two
+# handlers would each leave the last words to the other; the second filter would call what the first counted zero.
+if not any(type(handler).__module__ == __name__ for handler in logger.handlers):
+    logger.addHandler(_LastWords())
+if not any(type(known).__module__ == __name__ for known in logger.filters):
+    logger.addFilter(Repeats())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -251,6 +252,8 @@ def test_a_second_copy_of_the_library_leaves_no_trace(benchmarks) -> None:
     """Who imports the benchmarks has the library as before, and an environment that is as it was."""
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "hygiene"}
     environment = dict(os.environ)
+    log = logging.getLogger("hygiene")
+    heard = [*log.handlers, *log.filters]
 
     kind = benchmarks.contenders._in_python()
 
@@ -258,6 +261,7 @@ def test_a_second_copy_of_the_library_leaves_no_trace(benchmarks) -> None:
     assert kind is not hygiene.Registry
     assert before == after
     assert environment == dict(os.environ)
+    assert heard == [*log.handlers, *log.filters]
 
 
 def test_arrays_outside_python_are_counted(benchmarks) -> None:

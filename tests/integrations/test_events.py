@@ -320,6 +320,23 @@ def test_how_a_process_ends_is_said_all_the_same() -> None:
     assert "" == unwanted
 
 
+def test_a_library_that_is_imported_again_says_the_same() -> None:
+    """The logger outlives a reload: its handler and its filter are there once, and the last words are heard once."""
+    again = """
+    import importlib, logging, sys
+    for name in [name for name in sys.modules if name.partition(".")[0] == "hygiene"]:
+        {again}
+    print(*map(len, (logging.getLogger("hygiene").handlers, logging.getLogger("hygiene").filters)), file=sys.stderr)
+    """
+    reloaded = again.format(again="if name in ('hygiene', 'hygiene.logs'): importlib.reload(sys.modules[name])")
+    purged = again.format(again="del sys.modules[name]") + textwrap.indent(FAILING, "    ")
+
+    for imported in (reloaded, purged):
+        said = program(FAILING + textwrap.dedent(imported) + "register_cleanup(fail, name='flush')\n")
+        assert 1 == said.count("cleanup 'flush' failed")
+        assert "1 1" == said.splitlines()[0]
+
+
 def test_one_handler_is_enough_to_be_quiet() -> None:
     """As the documentation of `logging` says."""
     (handler,) = [one for one in logging.getLogger("hygiene").handlers if isinstance(one, logging.NullHandler)]
