@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from hygiene.kernel import STATE
 from hygiene.limits import Limits
-from hygiene.registry import Registry, Timed, make
+from hygiene.registry import PASSED_ON, Registry, Timed, make
 
 __all__ = ["adopt", "fill", "like", "retire"]
 
@@ -90,11 +90,8 @@ def retire(registry: Registry[Any, Any]) -> None:
     ``old, self.pending = self.pending, {}`` hands the content to whoever holds *old*; to empty it would lose what
     they took it for. The caller holds *registry* in one local variable, and nowhere else.
     """
-    if getrefcount(registry) <= _HANDED_OVER:
+    if getrefcount(registry) <= PASSED_ON:
         registry.close()
-
-
-_HANDED_OVER = 3  # the caller's variable, the parameter, the argument of getrefcount
 
 
 def _adopting(kind: type[Any], registry: type[Any]) -> type[Any]:

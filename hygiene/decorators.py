@@ -43,6 +43,9 @@ from hygiene.history import History, history_type
 from hygiene.limits import Limits
 from hygiene.registry import Registry
 
+if sys.version_info >= (3, 14):
+    import annotationlib
+
 if TYPE_CHECKING:
     from typing import Unpack
 
@@ -951,11 +954,21 @@ def _inside(thing: Any) -> Iterator[Any]:
 def _declared(cls: type) -> Iterator[str]:
     for base in cls.__mro__[:-1]:
         yield from vars(base)
-        yield from vars(base).get("__annotations__", {})
+        yield from _annotated(base)
         slots = vars(base).get("__slots__", ())
         yield from (slots,) if isinstance(slots, str) else slots
         yield from vars(base).get("__dataclass_fields__", {})
         yield from vars(base).get("__private_attributes__", {})
+
+
+def _annotated(cls: type) -> Iterable[str]:
+    namespace = vars(cls)
+    if sys.version_info >= (3, 14) and "__annotations__" not in namespace:
+        # Made when they are asked for. What they mean may not be known yet; their names are.
+        annotate = annotationlib.get_annotate_from_class_namespace(namespace)
+        with contextlib.suppress(Exception):
+            return annotationlib.call_annotate_function(annotate, annotationlib.Format.FORWARDREF) if annotate else ()
+    return cast("Iterable[str]", namespace.get("__annotations__", ()))
 
 
 def _is_compiled(member: Any, cls: type) -> bool:

@@ -99,7 +99,7 @@ from hygiene.units import Duration, Size, nbytes
 from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
 from hygiene.writebehind import WriteBehind
 
-__all__ = ["POLLS", "Gone", "Lease", "Registry", "Timed", "make", "referenced"]
+__all__ = ["PASSED_ON", "POLLS", "Gone", "Lease", "Registry", "Timed", "make", "referenced"]
 
 logger = logging.getLogger("hygiene")
 
@@ -121,10 +121,25 @@ _SLICE = 32
 _SKIPS = 64
 # Busy entries asked again in one sweep whether they still are.
 POLLS = 16
-# An evicted value that nobody else holds is about to die, and needs no weak reference: the references that the sweep
-# itself has, in its variables and as the argument of getrefcount.
-_SWEPT = 2
-_FORGOTTEN = 3
+
+
+def _own_references() -> tuple[int, int]:
+    """
+    What `sys.getrefcount` says of an object that one local variable holds, and of one that was passed on from there.
+
+    Measured, because it depends on the interpreter: up to Python 3.13 an argument is a reference of its own, later it
+    is often lent.
+    """
+    alone = object()
+    return getrefcount(alone), _passed_on(alone)
+
+
+def _passed_on(alone: object) -> int:
+    return getrefcount(alone)
+
+
+# An evicted value that nobody else holds is about to die, and needs no weak reference.
+_LOCAL, PASSED_ON = _own_references()
 
 
 # One entry on its way out: registry, key, value, cause, age, time idle, and the loop that it was put in from. A plain
@@ -584,7 +599,7 @@ class Registry(Kernel[K, V]):
             if self._leases:
                 return False
             key, evicted = take_oldest(self, last=False)
-            if type(evicted) not in STRONG and getrefcount(evicted) > _SWEPT:
+            if type(evicted) not in STRONG and getrefcount(evicted) > _LOCAL:
                 self._keep_tail(key, evicted)
         return True
 
@@ -918,7 +933,7 @@ class Registry(Kernel[K, V]):
         if self._loops:
             loop = self._loops.pop(key, None)
         self._counts[cause] = self._counts.get(cause, 0) + 1
-        if self._is_revivable(cause) and type(value) not in STRONG and getrefcount(value) > _FORGOTTEN:
+        if self._is_revivable(cause) and type(value) not in STRONG and getrefcount(value) > PASSED_ON:
             self._keep_tail(key, value)
         if self._keeper is not None:
             self._keeper.left(key, value, cause, adrift=self._in_tail(key, MISSING) is value)
