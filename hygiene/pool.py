@@ -626,7 +626,8 @@ class Pool(_Pool[R]):
         max_idle: How long a resource may be idle before the janitor closes it. 10 minutes, as psycopg's: shorter than
             what firewalls and databases tolerate.
         max_lifetime: How long it may be open altogether; up to 5 % less, at random, so that not all are opened anew at
-            once. An hour, so that a pool follows a server that moved. It is never closed while it is held.
+            once. An hour, so that a pool follows a server that moved. It is never closed while it is held; once idle it
+            is, also where fewer than *min_size* are left.
         check: Called with a resource before it is handed out again; ``False``, or an exception, means that it is dead,
             and then it is closed and another one opened.
         reset: Called with a resource when it comes back, in the thread that gives it back; what raises is closed.

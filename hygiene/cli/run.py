@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     except InputError as problem:
         print(f"hygiene: {problem}", file=sys.stderr)
         return 2
-    main_module.__dict__.update(facts, __annotations__={}, __builtins__=builtins)
+    _describe(main_module, facts)
     # At the very end, when its threads have ended, too: until then a module may still be imported.
     atexit.register(_tell_waiting, guards)
     try:
@@ -184,6 +184,15 @@ def _load(spec: ModuleSpec) -> tuple[types.CodeType, _Facts]:
         "__package__": spec.parent,
         "__spec__": spec,
     }
+
+
+def _describe(main_module: types.ModuleType, facts: _Facts) -> None:
+    """Tell a module about itself, as this Python tells one that it runs."""
+    main_module.__dict__.update(facts, __builtins__=builtins)
+    if sys.version_info < (3, 14):  # since then they are made when somebody asks
+        main_module.__dict__.update(__annotations__={})
+    if sys.version_info >= (3, 15):
+        main_module.__dict__.pop("__cached__", None)
 
 
 def _enter(arguments: list[str], directory: str) -> None:

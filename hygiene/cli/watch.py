@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import builtins
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ import types
 from typing import TYPE_CHECKING
 
 from hygiene.cli.logs import InputError
-from hygiene.cli.run import _enter, _find_module, _find_script
+from hygiene.cli.run import _describe, _enter, _find_module, _find_script
 from hygiene.memory.growth import GrowthWatch
 from hygiene.units import seconds
 
@@ -142,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
     except InputError as problem:
         print(f"hygiene: {problem}", file=sys.stderr)
         return 2
-    main_module.__dict__.update(facts, __annotations__={}, __builtins__=builtins)
+    _describe(main_module, facts)
     _Reporter(_Widening() if interval is None else GrowthWatch(interval), every)
     exec(code, main_module.__dict__)  # noqa: S102  # running the user's program is the whole point
     return 0

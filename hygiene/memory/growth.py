@@ -370,7 +370,12 @@ class _Walk:
             label = "" if ident == main else "thread "
             self._frontier.append((functools.partial(_thread_frame, ident), _Node(label, _NOWHERE), _THREAD, 0))
         yield
-        for reference in _tasks():
+        loops = weakref.WeakSet[Any]()
+        if _TASKS_BY_LOOP:
+            for ident in list(sys._current_frames()):
+                loops.update(_loops_of(ident))
+                yield
+        for reference in _tasks(loops):
             running = _running(reference())
             if running is not None:
                 name, coroutine = running
@@ -692,15 +697,35 @@ def _rank(name: str, module: Any) -> int:
     return 1 if type(file) is str and ("site-packages" in file or "dist-packages" in file) else 0
 
 
-def _tasks() -> list[weakref.ref[Any]]:
-    """All tasks there are."""
+def _tasks(loops: Iterable[Any]) -> list[weakref.ref[Any]]:
+    """All tasks there are; *loops* are those that run, where each keeps its own."""
     tasks = sys.modules.get("asyncio.tasks")
     if tasks is None:
         return []
     # `all_tasks` takes one loop, and there may be many. The sets are those it reads; what they hold is copied by C.
     weak = [getattr(tasks, name, None) for name in ("_all_tasks", "_scheduled_tasks")]
     references = [reference for each in weak if each is not None for reference in _copied(each.data)]
-    return [*references, *(weakref.ref(task) for task in _copied(getattr(tasks, "_eager_tasks", ())))]
+    alive = [*_copied(getattr(tasks, "_eager_tasks", ())), *(task for loop in loops for task in tasks.all_tasks(loop))]
+    return [*references, *map(weakref.ref, alive)]
+
+
+# Since 3.14 the sets have only the tasks of other libraries.
+_TASKS_BY_LOOP = sys.version_info >= (3, 14)
+
+
+def _loops_of(ident: int) -> list[Any]:
+    """The event loops that a thread runs, from the variables of whoever runs them: one made of C has no frame."""
+    events, runners = sys.modules.get("asyncio.events"), sys.modules.get("asyncio.runners")
+    frame = _thread_frame(ident) if events is not None else None
+    found = []
+    while frame is not None:
+        for _, value in _locals_of(frame):
+            if runners is not None and type(value) is runners.Runner:
+                value = value._loop  # noqa: PLW2901 - get_loop() would make one
+            if events is not None and issubclass(type(value), events.AbstractEventLoop):
+                found.append(value)
+        frame = frame.f_back
+    return found
 
 
 def _copied(items: Iterable[Any]) -> list[Any]:

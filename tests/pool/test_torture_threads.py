@@ -1295,13 +1295,18 @@ class PoolModel(RuleBasedStateMachine):
     @rule()
     def expire(self) -> None:
         count = 0
+
+        def leaves(item: tuple[Connection, float]) -> None:
+            nonlocal count
+            self.idle.remove(item)
+            self._leave()
+            count += 1
+
+        for item in [item for item in self.idle if self._old(item[0])]:  # however few are left
+            leaves(item)
         for item in list(self.idle):
-            if self.total <= (0 if self.closed else 1):
-                break
-            if self.clock() - item[1] >= 100 or self._old(item[0]):
-                self.idle.remove(item)
-                self._leave()
-                count += 1
+            if self.total > (0 if self.closed else 1) and self.clock() - item[1] >= 100:
+                leaves(item)
         assert count == self.pool.expire()
 
     @rule(size=st.integers(1, 5))
