@@ -212,9 +212,9 @@ def test_a_source_distribution_has_what_it_takes_to_compile_and_nothing_compiled
     ("implementation", "version", "free_threaded", "expected"),
     [
         ("cpython", (3, 11), False, None),
-        ("cpython", (3, 13), False, None),
-        ("cpython", (3, 13), True, "it relies on the GIL, and this Python has none"),
-        ("cpython", (3, 14), False, "it is for Python 3.11 to 3.13, and this is 3.14"),
+        ("cpython", (3, 15), False, None),
+        ("cpython", (3, 15), True, "it relies on the GIL, and this Python has none"),
+        ("cpython", (3, 16), False, "it is for Python 3.11 to 3.15, and this is 3.16"),
         ("pypy", (3, 11), False, "it is for CPython, and this is pypy"),
     ],
 )

@@ -79,7 +79,7 @@ def _choose() -> bool:
         body = importlib.import_module("hygiene.kernel.compiled")
     except ModuleNotFoundError:  # it was not built, and who built the package was told
         return False
-    except (ImportError, ValueError) as error:  # for another Python, or with another OrderedDict in mind
+    except (ImportError, RuntimeError, ValueError) as error:  # for another Python, or all watchers of dicts are taken
         reason = str(error)
     else:
         if getattr(body, "INTERFACE", 0) == INTERFACE:

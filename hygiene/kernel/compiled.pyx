@@ -13,9 +13,10 @@ are wanted; each is a list, too. A node holds a reference to its key.
 
 **One look-up for a read.** A node also points at the value, without a reference: the dict holds one. That is right as
 long as the dict was changed by nobody but this code, and CPython says whether it was: each change of a dict gives it a
-new version (``ma_version_tag``, CPython 3.11 to 3.13). `seen` is the version after our last change. Where the dict has
-another, somebody has gone past the registry, by ``dict.__setitem__(r, key, value)`` say: from then on values are looked
-up in the dict, and the order looks after itself (`_adopt`).
+new version (``ma_version_tag``, CPython 3.11 to 3.13), or calls whoever watches it (`PyDict_Watch`; here that counts
+`version`). `seen` is the version after our last change. Where the dict has another, somebody has gone past the
+registry, by ``dict.__setitem__(r, key, value)`` say: from then on values are looked up in the dict, and the order looks
+after itself (`_adopt`).
 
 **Code that runs in between.** Under the GIL nothing happens at the same time; what can come in between is code that is
 called from here: ``__eq__`` and ``__hash__`` of keys, and ``__del__`` of what loses its last reference.
@@ -68,8 +69,8 @@ __all__ = [
 
 cdef extern from *:
     """
-    #if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x030E0000 || defined(Py_GIL_DISABLED) || defined(PYPY_VERSION)
-    #error "the compiled kernel is for CPython 3.11 to 3.13 with the GIL"
+    #if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x03100000 || defined(Py_GIL_DISABLED) || defined(PYPY_VERSION)
+    #error "the compiled kernel is for CPython 3.11 to 3.15 with the GIL"
     #endif
 
     /* An OrderedDict, which CPython does not describe in public: the import fails where it has another size. */
@@ -110,15 +111,31 @@ cdef extern from *:
 
     static int32_t hygiene_no_buckets[2] = {-1, -1};
 
+    /* Each change of a dict gives it a new version; since 3.14 it has none, and who watches it counts the changes. */
+    #if PY_VERSION_HEX >= 0x030E0000
+    #define HYGIENE_WATCHES 1
+    static inline uint64_t hygiene_version(PyObject *dict) { return 0; }
+    static int hygiene_add_watcher(void *changed) { return PyDict_AddWatcher((PyDict_WatchCallback)changed); }
+    static int hygiene_watch(int watcher, PyObject *dict) { return PyDict_Watch(watcher, dict); }
+    #else
+    #define HYGIENE_WATCHES 0
     static inline uint64_t hygiene_version(PyObject *dict) {
         _Py_COMP_DIAG_PUSH
         _Py_COMP_DIAG_IGNORE_DEPR_DECLS
         return ((PyDictObject *)dict)->ma_version_tag;
         _Py_COMP_DIAG_POP
     }
+    static int hygiene_add_watcher(void *changed) { return 0; }
+    static int hygiene_watch(int watcher, PyObject *dict) { return 0; }
+    #endif
 
-    /* An int is a tag, which tells its sign and length, and digits. */
-    #if PY_VERSION_HEX >= 0x030C0000
+    /* An int is a tag, which tells its sign and length, and digits. Small ones have a bit of their own in it. */
+    #if PY_VERSION_HEX >= 0x030E0000
+    #define HYGIENE_INT_TAG(a) (((PyLongObject *)(a))->long_value.lv_tag & ~(uintptr_t)4)
+    #define HYGIENE_INT_LENGTH(tag) ((tag) >> 3)
+    #define HYGIENE_ONE_DIGIT ((uintptr_t)1 << 3)
+    #define HYGIENE_DIGITS(a) (((PyLongObject *)(a))->long_value.ob_digit)
+    #elif PY_VERSION_HEX >= 0x030C0000
     #define HYGIENE_INT_TAG(a) (((PyLongObject *)(a))->long_value.lv_tag)
     #define HYGIENE_INT_LENGTH(tag) ((tag) >> 3)
     #define HYGIENE_ONE_DIGIT ((uintptr_t)1 << 3)
@@ -261,7 +278,10 @@ cdef extern from *:
     int32_t *no_buckets "hygiene_no_buckets"
     uint64_t SPREAD "HYGIENE_SPREAD"
     int bytes_warn "hygiene_bytes_warn"
-    uint64_t version_of "hygiene_version"(object)
+    bint WATCHES "HYGIENE_WATCHES"
+    uint64_t tag_of "hygiene_version"(object)
+    int add_watcher "hygiene_add_watcher"(void *) except -1
+    int watch "hygiene_watch"(int, object) except -1
     Py_hash_t hash_of "hygiene_hash"(object) except -1
     bint same_text "hygiene_same_text"(PyObject *, PyObject *)
     bint is_plain "hygiene_is_plain"(object, int)
@@ -321,6 +341,16 @@ cdef inline void _renumber(int32_t *index, int32_t *moved) noexcept:
 
 
 cdef class LinkedOrder
+cdef class Kernel(OrderedDict)
+
+
+cdef int _changed(int event, PyObject *kernel, PyObject *key, PyObject *value) noexcept:
+    """CPython is about to change the dict that is this kernel."""
+    (<Kernel>kernel).version += 1
+    return 0
+
+
+cdef int _watcher = add_watcher(<void *>_changed)
 
 
 cdef class Kernel(OrderedDict):
@@ -333,7 +363,7 @@ cdef class Kernel(OrderedDict):
     cdef int shift  # the number of buckets is 2 ** (64 - shift)
     cdef int32_t capacity, fresh, freed, count  # of nodes: room, the first never used, free ones chained, those in use
     cdef int32_t first, last, first_written, last_written, first_used, last_used
-    cdef uint64_t seen, changes, hits, misses, evictions
+    cdef uint64_t version, seen, changes, hits, misses, evictions
     cdef bint wants_written, wants_used, uses_in_order, loose, real_time
     cdef public bint _clocked
     cdef bint reads, misses_here, moves
@@ -350,6 +380,9 @@ cdef class Kernel(OrderedDict):
     cdef LinkedOrder view
 
     def __cinit__(self, *args, **kwargs):
+        self.version = 1
+        if WATCHES:
+            watch(_watcher, self)
         self.buckets = no_buckets
         self.shift = 63
         self._forget_nodes()
@@ -409,7 +442,7 @@ cdef class Kernel(OrderedDict):
         self.hits = self.misses = self.evictions = 0
         self._release()
         self.loose = False
-        self.seen = 0 if dict_size(self) else version_of(self)
+        self.seen = 0 if dict_size(self) else self._version()
 
     def _take_paths(self, *, bint reads, bint misses, bint writes, bint moves, bint uses_in_order):
         """Decide which short ways are open; see the pure body."""
@@ -752,8 +785,12 @@ cdef class Kernel(OrderedDict):
             other = self.nodes[other].chain
         return other >= 0
 
+    cdef inline uint64_t _version(self) noexcept:
+        """Another one after each change of the dict, whoever made it; never 0."""
+        return self.version if WATCHES else tag_of(self)
+
     cdef inline bint _in_step(self) noexcept:
-        return self.seen == version_of(self)
+        return self.seen == self._version()
 
     @final
     cdef int _put_in(self, object key, object value, bint recent, double now) except -1:
@@ -768,7 +805,7 @@ cdef class Kernel(OrderedDict):
             if self._in_step() and not self._collides(hash, -1):
                 dict_set(self, <PyObject *>key, <PyObject *>value, hash)
                 self._stamp(self._insert(key, hash, value), now)
-                self.seen = version_of(self)
+                self.seen = self._version()
                 return 0
         elif self._in_step() and not self._collides(hash, i):
             if recent:
@@ -779,7 +816,7 @@ cdef class Kernel(OrderedDict):
             try:
                 dict_set(self, self.nodes[i].key, <PyObject *>value, hash)
                 self.nodes[i].value = <PyObject *>value
-                self.seen = version_of(self)
+                self.seen = self._version()
             finally:
                 drop(old)
             return 0
@@ -808,7 +845,7 @@ cdef class Kernel(OrderedDict):
             self.seen = 0
             try:
                 dict_delete(self, key, hash)
-                self.seen = version_of(self)
+                self.seen = self._version()
             finally:
                 drop(key)
             return value
@@ -1057,7 +1094,7 @@ cdef class Kernel(OrderedDict):
                 self._to_end(i)
             dict_delete(self, <PyObject *>stored, hash)
             dict_set(self, <PyObject *>stored, <PyObject *>value, hash)
-            self.seen = version_of(self)
+            self.seen = self._version()
             return
         self.seen = 0
         value = dict_pop(self, stored, _missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,7 @@ def test_without_an_extension_it_is_python_and_nothing_is_said(run: Callable[...
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an extension has another name there")
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL none is tried")
 def test_an_extension_that_cannot_be_loaded_gives_python_and_one_line(run: Callable[..., str], package: Path) -> None:
     """A broken file is told of once, as ``kernel.not_loaded``, and stands in nobody's way."""
     (package / "hygiene" / "kernel" / "compiled.so").write_bytes(b"no extension at all")
@@ -58,6 +60,22 @@ def test_an_extension_that_cannot_be_loaded_gives_python_and_one_line(run: Calla
     output = run(LOGGED + WHICH, env={"PYTHONPATH": str(package)})
 
     assert "WARNING kernel.not_loaded\nFalse hygiene.kernel.pure\n" == output
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="dicts had versions before Python 3.14")
+def test_without_a_watcher_of_dicts_it_is_python_and_one_line(run: Callable[..., str], compiled: ModuleType) -> None:
+    """CPython has eight for a process: where others took them all, that is told of, and registries run in Python."""
+    pytest.importorskip("_testcapi", reason="this Python came without its own tests")
+    taken = """
+import _testcapi
+while True:
+    try:
+        _testcapi.add_dict_watcher(0)
+    except RuntimeError:
+        break
+"""
+
+    assert "WARNING kernel.not_loaded\nFalse hygiene.kernel.pure\n" == run(taken + LOGGED + WHICH)
 
 
 def test_an_entry_takes_eighty_bytes_beside_the_dict(compiled: ModuleType, build: Callable[..., Any]) -> None:
