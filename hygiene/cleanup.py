@@ -28,7 +28,6 @@ import contextvars
 import functools
 import inspect
 import itertools
-import logging
 import math
 import os
 import signal
@@ -45,6 +44,7 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, ov
 
 from hygiene.closing import Shield, is_async, note, retrieve, running_loop, unfinished_releases
 from hygiene.janitor import aside, janitor, survive_fork
+from hygiene.logs import logger
 from hygiene.units import Duration, seconds
 
 __all__ = [
@@ -63,7 +63,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Occasion = Literal["exit", "pressure", "interval"]
 
-logger = logging.getLogger("hygiene")
 
 SHARE = 0.75
 """How much of the time that is left one may use up that keeps others waiting."""

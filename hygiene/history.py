@@ -45,7 +45,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import logging
 import math
 import os
 import re
@@ -57,6 +56,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, SupportsIndex, TypeVar, overload
 
+from hygiene.logs import logger
 from hygiene.sizing import sizeof
 from hygiene.units import Size, nbytes
 
@@ -68,7 +68,6 @@ __all__ = ["History", "attach", "detach", "history_type"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-_log = logging.getLogger("hygiene")
 _ABSENT: Final = object()
 # Items of an iterator taken at a time: an endless one cannot fill memory, and a hook is not called for each
 # item.
@@ -853,7 +852,7 @@ class History(list[T]):
             window.journal.trimmed(self, cut)
         except Exception as error:
             if not window.stuck:  # each change tries again, and saying it once is enough
-                _log.warning(
+                logger.warning(
                     "a history is not trimmed, because what keeps it does not take it: %s",
                     error,
                     extra={"event_name": "history.not_trimmed"},
@@ -983,7 +982,7 @@ class History(list[T]):
             # Nobody waits for it if it is critical: the writer whose item came last has written something else.
             journal.spliced(self, place.start, place.stop, journal.prepare([]) if held else prepared)
         except Exception as error:
-            _log.warning(
+            logger.warning(
                 "a summary is not put in now, because what keeps the history does not take it: %s",
                 error,
                 extra={"event_name": "history.summary_refused", "of": self},
@@ -995,7 +994,7 @@ class History(list[T]):
         with self._hygiene.broom():
             self._hygiene.hook_errors += 1
         extra = {"event_name": "history.hook_failed", "of": (self, message)}
-        _log.error(message, *arguments, exc_info=error, extra=extra)
+        logger.error(message, *arguments, exc_info=error, extra=extra)
 
 
 def attach(history: History[Any], journal: _Journal) -> None:

@@ -29,7 +29,6 @@ import contextlib
 import copy
 import datetime as dt
 import gc
-import logging
 import os
 import random
 import threading
@@ -46,6 +45,7 @@ from hygiene.history import History, attach, detach, history_type
 from hygiene.janitor import aside, janitor, survive_fork
 from hygiene.journal import Journal
 from hygiene.kernel import MISSING
+from hygiene.logs import logger
 from hygiene.stores import open_store
 from hygiene.tenure import Tenures
 from hygiene.writebehind import Rejected, WriteBehind, _Part, _shown
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper", "Loading", "outdate"]
 
-logger = logging.getLogger("hygiene")
 
 _KNOWN_ABSENT: Final = 1024  # keys looked up in vain whose absence is remembered, so that nobody's entry is overwritten
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None), dt.datetime})  # cannot be changed in place

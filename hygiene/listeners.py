@@ -27,7 +27,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import logging
 import operator
 import threading
 import types
@@ -39,12 +38,11 @@ from typing import Any, Self, SupportsIndex, TypeVar, cast
 from hygiene.decorators import Plan, _new
 from hygiene.history import _take_over
 from hygiene.janitor import survive_fork
+from hygiene.logs import logger
 
 __all__ = ["Listener", "ListenerDict", "ListenerList", "ListenerSet", "weak_listeners"]
 
 C = TypeVar("C", bound=type)
-
-_log = logging.getLogger("hygiene")
 
 
 def weak_listeners(*attributes: str) -> Callable[[C], C]:
@@ -318,7 +316,7 @@ class _Home:
         # Not told by sweep(), which may run inside somebody's log handler: a handler's queue has a lock, too.
         if self.lost is not None and not self.told:
             self.told = True
-            _log.warning(
+            logger.warning(
                 "%s lost its listener %s before it was ever called: listeners are held weakly, and nothing else refers "
                 "to that function. Keep it in an attribute of what it belongs to, or register a bound method",
                 self.label,

@@ -1,4 +1,4 @@
-"""The logger ``hygiene``, and how often one event is said.
+"""The logger ``hygiene``, how often one event is said, and that it does no harm to say it.
 
 Each line is one event, and carries its name as ``event_name``. (Not ``event``: that is where structlog keeps the text.)
 What can fail in a loop says ``of=`` whom it speaks: such a line comes once a minute for each of them.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
+import traceback
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Repeats", "logger"]
+__all__ = ["Log", "Repeats", "logger"]
 
 
 class Repeats(logging.Filter):
@@ -84,7 +86,7 @@ class _LastWords(logging.NullHandler):
         name = str(getattr(record, "event_name", ""))
         last = logging.lastResort
         if name.startswith(("cleanup.", "shutdown.")) and last is not None and record.levelno >= last.level:
-            here: logging.Logger | None = logger
+            here: logging.Logger | None = _target
             while here is not None:
                 if any(handler is not self for handler in here.handlers):
                     return False
@@ -93,10 +95,64 @@ class _LastWords(logging.NullHandler):
         return False
 
 
-logger = logging.getLogger("hygiene")
-# The logger outlives the module: who reloads the library, or has two copies of it, has one of each all the same. Two
-# handlers would each leave the last words to the other; the second filter would call what the first counted zero.
-if not any(type(handler).__module__ == __name__ for handler in logger.handlers):
-    logger.addHandler(_LastWords())
-if not any(type(known).__module__ == __name__ for known in logger.filters):
-    logger.addFilter(Repeats())
+class Log:
+    """
+    The logger ``hygiene`` for those who must go on, whatever becomes of what they say.
+
+    `logging` catches what a handler raises only if the handler was written so, and what a filter raises never: one
+    that asks for the request that is being served, say, and fails in a thread that serves none. Who speaks here is a
+    thread that others wait for, or in the middle of somebody's write. So nothing comes out; that a line was lost, and
+    why, goes to stderr, where `logging` has it, too (and not if `logging.raiseExceptions` is off).
+    """
+
+    def __init__(self, target: logging.Logger) -> None:
+        self._target = target
+
+    def debug(self, text: str, *args: object, **options: Any) -> None:
+        """Log at this level, as `logging.Logger.debug` does."""
+        self._say(logging.DEBUG, text, args, options)
+
+    def info(self, text: str, *args: object, **options: Any) -> None:
+        """Log at this level, as `logging.Logger.info` does."""
+        self._say(logging.INFO, text, args, options)
+
+    def warning(self, text: str, *args: object, **options: Any) -> None:
+        """Log at this level, as `logging.Logger.warning` does."""
+        self._say(logging.WARNING, text, args, options)
+
+    def error(self, text: str, *args: object, **options: Any) -> None:
+        """Log at this level, as `logging.Logger.error` does."""
+        self._say(logging.ERROR, text, args, options)
+
+    def exception(self, text: str, *args: object, **options: Any) -> None:
+        """Log an error with the exception that is being handled."""
+        self._say(logging.ERROR, text, args, {"exc_info": True, **options})
+
+    def critical(self, text: str, *args: object, **options: Any) -> None:
+        """Log at this level, as `logging.Logger.critical` does."""
+        self._say(logging.CRITICAL, text, args, options)
+
+    def log(self, level: int, text: str, *args: object, **options: Any) -> None:
+        """Log at *level*."""
+        self._say(level, text, args, options)
+
+    def _say(self, level: int, text: str, args: tuple[object, ...], options: dict[str, Any]) -> None:
+        try:
+            self._target.log(level, text, *args, stacklevel=3, **options)
+        except Exception:
+            self._lost(text)
+
+    def _lost(self, text: str) -> None:
+        if logging.raiseExceptions:
+            with contextlib.suppress(Exception):  # there may be no stderr, or a closed one
+                sys.stderr.write(f"hygiene: a line could not be logged: {text}\n{traceback.format_exc()}")
+
+
+_target = logging.getLogger("hygiene")
+# It outlives the module: who reloads the library, or has two copies of it, has one of each all the same. Two handlers
+# would each leave the last words to the other; the second filter would call what the first counted zero.
+if not any(type(handler).__module__ == __name__ for handler in _target.handlers):
+    _target.addHandler(_LastWords())
+if not any(type(known).__module__ == __name__ for known in _target.filters):
+    _target.addFilter(Repeats())
+logger = Log(_target)

@@ -17,7 +17,6 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import logging
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -25,13 +24,13 @@ from typing import Any, TypeVar
 
 from hygiene.closing import GRACE, Shield, find_closer, is_async, note
 from hygiene.decorators import _ABSENT, Source, can_change, checked_names, did_you_mean, find
+from hygiene.logs import logger
 from hygiene.registry import Registry
 
 __all__ = ["owns"]
 
 C = TypeVar("C", bound=type)
 
-_log = logging.getLogger("hygiene")
 _OWNED = "__hygiene_owned__"
 _ORIGINAL = "__hygiene_closes_for__"
 _MEMBERS = (list, tuple, set, frozenset, deque)
@@ -323,7 +322,7 @@ class _Failures:
             if errors and passing is None:
                 raise ExceptionGroup(f"{len(errors)} of the resources of {self._what} could not be released", errors)
             for error in errors:
-                _log.error(
+                logger.error(
                     "%s failed; the exception on its way goes on",
                     error.__notes__[-1],
                     exc_info=error,

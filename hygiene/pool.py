@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import logging
 import random
 import sys
 import threading
@@ -30,11 +29,11 @@ from hygiene.errors import PoolClosed, PoolFull, PoolTimeout
 from hygiene.events import PoolStats
 from hygiene.janitor import aside, janitor, leave_alone, survive_fork
 from hygiene.leasing import VACANT, Leasing, Slot, Tally, Ticket
+from hygiene.logs import logger
 from hygiene.units import Duration, seconds
 
 __all__ = ["AsyncPool", "AsyncPoolLease", "Holder", "Pool", "PoolLease", "managed_pool"]
 
-logger = logging.getLogger("hygiene")
 
 R = TypeVar("R")
 

@@ -51,7 +51,6 @@ import asyncio
 import copy
 import heapq
 import itertools
-import logging
 import math
 import sys
 import threading
@@ -91,6 +90,7 @@ from hygiene.kernel import (
     take_oldest,
 )
 from hygiene.limits import Busy, Limits, Overflow, Policy
+from hygiene.logs import logger
 from hygiene.pins import Flight, Lease
 from hygiene.recency import CachetoolsOrder, ImportanceOrder, Order
 from hygiene.sizing import sizeof
@@ -101,7 +101,6 @@ from hygiene.writebehind import WriteBehind
 
 __all__ = ["PASSED_ON", "POLLS", "Gone", "Lease", "Registry", "Timed", "make", "referenced"]
 
-logger = logging.getLogger("hygiene")
 
 K = TypeVar("K")
 V = TypeVar("V")

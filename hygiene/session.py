@@ -26,7 +26,6 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import logging
 import sys
 import types
 import warnings
@@ -52,12 +51,12 @@ from hygiene.closing import (
     is_async,
     note,
 )
+from hygiene.logs import logger
 from hygiene.registry import Registry
 from hygiene.units import Duration, seconds
 
 __all__ = ["AsyncSession", "Session", "current_session", "managed_session"]
 
-logger = logging.getLogger("hygiene")
 
 P = ParamSpec("P")
 T = TypeVar("T")

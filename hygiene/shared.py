@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import logging
 import threading
 import time
 import weakref
@@ -23,13 +22,13 @@ from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import Closer, Releases, check_closer, find_closer, is_async, running_loop
 from hygiene.events import Entry
 from hygiene.janitor import leave_alone, survive_fork
+from hygiene.logs import logger
 from hygiene.pins import Lease
 from hygiene.registry import Registry
 from hygiene.units import Duration, seconds
 
 __all__ = ["ManagedLocal", "SharedLease", "SharedResource", "managed_local", "shared_resource"]
 
-logger = logging.getLogger("hygiene")
 
 P = ParamSpec("P")
 R = TypeVar("R")

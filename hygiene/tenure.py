@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import random
 import threading
 import time
@@ -36,13 +35,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from hygiene.closing import Shield, note, running_loop
 from hygiene.errors import OwnershipLost, StoreError, VersionConflict
 from hygiene.janitor import aside, janitor, survive_fork
+from hygiene.logs import logger
 
 if TYPE_CHECKING:
     from hygiene.keeping import Keeper
 
 __all__ = ["Tenure", "Tenures"]
 
-logger = logging.getLogger("hygiene")
 
 T = TypeVar("T")
 

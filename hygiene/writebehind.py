@@ -32,7 +32,6 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-import logging
 import random
 import threading
 import time
@@ -47,13 +46,13 @@ from hygiene.cleanup import close_at_shutdown, register_cleanup
 from hygiene.closing import GRACE, retrieve, running_loop
 from hygiene.errors import OwnershipLost, StoreError, StoreUnavailable, VersionConflict
 from hygiene.janitor import survive_fork
+from hygiene.logs import logger
 from hygiene.stores.codec import encode_key
 from hygiene.stores.protocol import Change, Delete, Head, Kind, Record, SaveLog, SaveValue, Store
 from hygiene.units import Duration, seconds
 
 __all__ = ["Rejected", "WriteBehind", "WriteBehindStats"]
 
-logger = logging.getLogger("hygiene")
 
 Durability = Literal["process", "machine"]
 

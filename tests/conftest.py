@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from hygiene.logs import Log
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A busy machine is no bug: what is asserted is what happens, never how long it took.
@@ -23,6 +25,18 @@ settings.load_profile("hygiene")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def lost_lines_are_failures() -> Iterator[None]:
+    """A line that cannot be logged raises in tests: it may be the line that is wrong, and not a handler."""
+
+    def lost(self: Log, text: str) -> None:
+        raise  # noqa: PLE0704 - what is being handled
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "_lost", lost)
+        yield
 
 
 @pytest.fixture(scope="session")

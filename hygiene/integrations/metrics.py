@@ -16,7 +16,6 @@ series. Beyond *max_names* of one kind, the names that came last share ``"other"
 
 from __future__ import annotations
 
-import logging
 import operator
 import threading
 import weakref
@@ -27,6 +26,7 @@ from typing import Any, Literal
 from hygiene.events import Cause
 from hygiene.group import _Column
 from hygiene.janitor import alive, survive_fork
+from hygiene.logs import logger
 from hygiene.memory import MemoryBudget, MemoryLevel, MemoryMonitor
 from hygiene.memory.readings import rss
 from hygiene.pool import _Pool
@@ -36,7 +36,6 @@ from hygiene.writebehind import WriteBehind
 
 __all__ = ["METRICS", "OTHER", "UNNAMED", "Census", "Metric", "Samples"]
 
-logger = logging.getLogger("hygiene")
 
 OTHER = "other"
 """The name that those share which came after *max_names* others."""

@@ -39,12 +39,12 @@ The vocabulary, atomic under the GIL unless comparing a key runs Python code (`i
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from hygiene.kernel.pure import INTERFACE
+from hygiene.logs import logger
 
 __all__ = [
     "ATOMIC",
@@ -85,7 +85,7 @@ def _choose() -> bool:
         if getattr(body, "INTERFACE", 0) == INTERFACE:
             return True
         reason = "it was built from an older version of the package; install it again"
-    logging.getLogger("hygiene").warning(
+    logger.warning(
         "the compiled kernel cannot be used, so registries run in Python: %s",
         reason,
         extra={"event_name": "kernel.not_loaded"},

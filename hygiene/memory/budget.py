@@ -14,7 +14,6 @@ gives it back at the next look, and at once when memory is short.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import weakref
@@ -29,7 +28,6 @@ from hygiene.units import Duration, Size, nbytes, seconds
 
 __all__ = ["MemoryBudget", "MemoryShare", "ShareUsage"]
 
-logger = logging.getLogger("hygiene")
 
 _HEADROOM = 8
 """Which part of its share somebody who lends keeps on top of what he holds, for the second until the next look."""

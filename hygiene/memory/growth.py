@@ -34,7 +34,6 @@ import contextlib
 import functools
 import gc
 import itertools
-import logging
 import math
 import re
 import sys
@@ -50,12 +49,12 @@ from typing import Any, NamedTuple, Self
 
 from hygiene.history import History
 from hygiene.janitor import janitor, survive_fork
+from hygiene.logs import logger
 from hygiene.registry import Registry
 from hygiene.units import Duration, seconds
 
 __all__ = ["Grower", "GrowthWatch", "watch_growth"]
 
-logger = logging.getLogger("hygiene")
 
 # Seconds that a slice goes on before it stops. What is begun then is finished, and the garbage collector may come in
 # between, which is why it is not 5 ms.

@@ -34,6 +34,7 @@ from typing import Any, Literal, Self
 from hygiene.cleanup import _pressure, relieve
 from hygiene.closing import call_within
 from hygiene.janitor import alive, aside, janitor, survive_fork
+from hygiene.logs import logger
 from hygiene.memory.readings import MemoryLimit, Readings, Stall
 from hygiene.registry import Registry
 from hygiene.sizing import sizeof
@@ -42,7 +43,6 @@ from hygiene.units import Duration, Size, nbytes, seconds
 
 __all__ = ["MemoryHealth", "MemoryLevel", "MemoryMonitor", "MemoryReading", "Shed"]
 
-logger = logging.getLogger("hygiene")
 
 _PATIENCE = 5.0
 """Seconds that the callbacks may keep the registries waiting."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
-import logging
 import threading
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
+from hygiene.logs import logger
+
 __all__ = ["LineGrowth", "MemoryProfile", "profile_memory"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-logger = logging.getLogger("hygiene")
 
 _START, _END = "start", "end"
 

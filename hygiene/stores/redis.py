@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import re
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -51,6 +50,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from hygiene.errors import StoreError, StoreUnavailable
+from hygiene.logs import logger
 from hygiene.stores.codec import decode_key
 from hygiene.stores.servers import SLICE, BrokenError, Entry, MovedError, Plan, Reference, ServerStore, refer
 from hygiene.stores.watching import Line, Probe, Watcher, plug_of
@@ -58,7 +58,6 @@ from hygiene.units import Duration, seconds
 
 __all__ = ["RedisStore"]
 
-_log = logging.getLogger("hygiene")
 
 _VERSION: Final = 1
 _LONGER: Final = 60.0  # seconds that Redis keeps what is over: more than clocks on one network differ
@@ -284,7 +283,7 @@ class RedisStore(ServerStore):
             )
         policy = self._configured("maxmemory-policy")
         if policy.startswith("allkeys"):
-            _log.warning(
+            logger.warning(
                 "store %s: the server has maxmemory-policy %s and will delete conversations when it is short of "
                 "memory; set noeviction",
                 self.address, policy,
@@ -568,7 +567,7 @@ def _open_line(connect: Callable[[], Any], prefix: str, wait: float, watcher: Wa
             if _PASSING.match(str(error)):
                 raise
             if not watcher.refused:
-                _log.warning(
+                logger.warning(
                     "%s: the server does not tell of changes (%s); it is asked every %g s",
                     watcher.name, error, watcher.interval,
                     extra={"event_name": "store.watch_asks", "store": watcher.name},

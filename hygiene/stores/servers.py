@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import os
 import secrets
 import socket
@@ -44,6 +43,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hygiene.errors import OwnershipLost, StoreError, StoreUnavailable, VersionConflict
+from hygiene.logs import logger
 from hygiene.stores.codec import codec_named, decode, decode_key, encode_key, fits
 from hygiene.stores.protocol import BadRow, Change, Delete, Head, Kind, Record, RecoveryReport, SaveLog, SaveValue
 from hygiene.stores.sqlite import (
@@ -64,7 +64,6 @@ from hygiene.units import Duration, seconds
 
 __all__ = ["ServerStore"]
 
-_log = logging.getLogger("hygiene")
 
 _TRIES: Final = 200  # others were faster that often: somebody always gets on, but here it was never us
 _REMEMBERED: Final = 1000  # saves with an unknown end; each is asked for again, or its caller is gone
@@ -732,7 +731,7 @@ class ServerStore(_OpenStore):
                 continue
             for sequence, problem, data in found:
                 bad.append(BadRow(ref.space, ref.key, sequence, problem, data is not None))
-                _log.warning(
+                logger.warning(
                     "store %s: %s: space %r, key %s, item %s",
                     self.address, problem, ref.space, _shown(ref.key), sequence,
                     extra={"event_name": "store.quarantined", "store": self.address, "of": self},

@@ -42,7 +42,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import logging
 import os
 import shutil
 import sqlite3
@@ -64,6 +63,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hygiene.errors import NotStorable, StoreError, StoreUnavailable, VersionConflict
+from hygiene.logs import logger
 from hygiene.stores.codec import codec_named, decode, decode_key, encode_key, fits
 from hygiene.stores.protocol import BadRow, Change, Delete, Head, Kind, Record, RecoveryReport, SaveLog, SaveValue
 from hygiene.units import Duration, seconds
@@ -72,7 +72,6 @@ __all__ = ["Quarantined", "SQLiteStore"]
 
 T = TypeVar("T")
 
-_log = logging.getLogger("hygiene")
 
 _APPLICATION: Final = 0x48594749  # "HYGI"
 _VERSION: Final = 1
@@ -489,7 +488,7 @@ class SQLiteStore(_OpenStore):
         with contextlib.suppress(OSError):
             shutil.copyfile(log, kept)
         problem = f"the log was damaged, and saves at its end are lost; it is kept in {kept}"
-        _log.warning(
+        logger.warning(
             "store %s: %s", self.path, problem, extra={"event_name": "store.log_damaged", "store": str(self.path)}
         )
         return (BadRow(None, None, None, problem, quarantined=True),)
@@ -940,7 +939,7 @@ class SQLiteStore(_OpenStore):
             for statement in filter(str.strip, _INDEXES.split(";")):
                 connection.execute(statement)
         findings.repaired.append("the indexes of the heads were built anew")
-        _log.warning(
+        logger.warning(
             "store %s: the indexes of the heads were damaged and have been built anew",
             self.path,
             extra={"event_name": "store.repaired", "store": str(self.path)},
@@ -1018,7 +1017,7 @@ class SQLiteStore(_OpenStore):
                 findings.repaired.append(
                     f"what the file says beside the head of {_shown(_as_key(key))} was written anew"
                 )
-                _log.warning(
+                logger.warning(
                     "store %s: %s",
                     self.path,
                     findings.repaired[-1],
@@ -1074,7 +1073,7 @@ class SQLiteStore(_OpenStore):
         )
         bad = BadRow(_as_text(space), _as_key(key), sequence, problem, data is not None)
         findings.bad.append(bad)
-        _log.warning(
+        logger.warning(
             "store %s: %s: space %r, key %s, item %s",
             self.path,
             problem,

@@ -22,7 +22,6 @@ be called from anywhere, even by a collection at any line of the thread itself, 
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import random
 import socket
@@ -36,10 +35,10 @@ import msgspec
 
 from hygiene.errors import StoreError
 from hygiene.janitor import leave_alone, survive_fork
+from hygiene.logs import logger
 
 __all__ = ["Line", "Probe", "Watch", "Watcher", "plug_of"]
 
-_log = logging.getLogger("hygiene")
 
 ASKED: Final = 1000  # heads in one question: some milliseconds of the server, a tenth of a megabyte
 _MARK: Final = 14  # bytes of a head that hold its checksum and the random number of the save that has written it
@@ -124,7 +123,7 @@ class Probe:
                 # The connection stands and the server is only slow, or busy: what is missed now is seen next time. To
                 # drop everything would only give it more to do.
                 if not self._refused:
-                    _log.warning(
+                    logger.warning(
                         "%s: cannot ask what has changed (%s); asks again",
                         watcher.name,
                         error,
@@ -183,7 +182,7 @@ class Watcher:
                     _hang_up(line)
             except Exception as error:
                 if not failures and not self.stopped():
-                    _log.warning(
+                    logger.warning(
                         "%s: not told any more what changes elsewhere (%s: %s); tries again",
                         self.name, type(error).__name__, error,
                         extra={"event_name": "store.watch_lost", "store": self.name},
@@ -198,7 +197,7 @@ class Watcher:
     def _begin(self, line: Line, *, missed: bool) -> None:
         self.listening = True
         if missed:
-            _log.info(
+            logger.info(
                 "%s: told again what changes elsewhere",
                 self.name,
                 extra={"event_name": "store.watch_back", "store": self.name},
@@ -222,7 +221,7 @@ class Watcher:
         try:
             self._changed(keys)
         except BaseException:  # nobody interrupts this thread: whatever it is, the callback has raised it
-            _log.exception(
+            logger.exception(
                 "%s: the callback failed; the watch goes on",
                 self.name,
                 extra={"event_name": "store.callback_failed", "store": self.name, "of": self},

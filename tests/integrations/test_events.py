@@ -78,7 +78,7 @@ def _lines(root: Path) -> Iterator[Line]:
                         and isinstance(node.func, ast.Attribute)
                         and node.func.attr in METHODS
                         and isinstance(node.func.value, ast.Name)
-                        and node.func.value.id in {"logger", "_log"}
+                        and node.func.value.id == "logger"
                     ):
                         yield Line(str(path.relative_to(root)), node, scope)
 
@@ -344,6 +344,99 @@ def test_one_handler_is_enough_to_be_quiet() -> None:
     assert (
         handler.handle(logging.makeLogRecord({"event_name": "shutdown.incomplete", "levelno": logging.ERROR})) is False
     )
+
+
+# What becomes of a line that cannot be logged
+
+
+BROKEN = """
+import logging, sys, time
+from hygiene import Registry, register_cleanup
+from hygiene.stores import SQLiteStore
+
+class Context(logging.Filter):
+    def filter(self, record):
+        raise RuntimeError("working outside of request context")
+
+def fail(removal): raise ArithmeticError("broken")
+
+handler = logging.StreamHandler(sys.stdout)
+handler.addFilter(Context())
+logging.getLogger("hygiene").addHandler(handler)
+"""
+
+
+def test_a_filter_that_raises_does_not_reach_who_writes() -> None:
+    """The writer has done nothing wrong; what was to be said, and why it was not, is on stderr."""
+    said = program(BROKEN + "r = Registry({1: 1}, maxsize=1, on_evict=fail)\nr[2] = 2\nassert r == {2: 2}")
+
+    assert 1 == said.count("hygiene: a line could not be logged: %s of registry %s raised")
+    assert "RuntimeError: working outside of request context" in said
+    assert "ArithmeticError: broken" in said
+
+
+def test_a_filter_that_raises_does_not_stop_the_janitor() -> None:
+    """Its thread serves no request; what is due afterwards is done."""
+    code = """
+    class Charge:
+        def __init__(self, visit): self._visit = visit
+    from hygiene.janitor import janitor
+    seen = []
+    bad = Charge(lambda: fail(None))
+    good = Charge(lambda: seen.append(1))
+    janitor.watch(bad, 0)
+    janitor.watch(good, 0.05)
+    deadline = time.monotonic() + 20
+    while not seen and time.monotonic() < deadline: time.sleep(0.01)
+    assert seen
+    """
+    said = program(BROKEN + textwrap.dedent(code))
+
+    assert 1 == said.count("hygiene: a line could not be logged: the visit of")
+
+
+def test_a_filter_that_raises_does_not_stop_saving(tmp_path: Path) -> None:
+    """An outage and its end are lines that cannot be logged, and everything is saved all the same."""
+    code = f"""
+    from hygiene.errors import StoreError
+    class Away(SQLiteStore):
+        times = 0
+        def save(self, changes, *, sync=False):
+            self.times += 1
+            if self.times < 3:
+                raise StoreError("away")
+            return super().save(changes, sync=sync)
+    store = Away({str(tmp_path / "chats.db")!r})
+    r = Registry(maxsize=2, store=store, name="chats")
+    for n in range(20): r[n] = [n]
+    while True:
+        try: r.flush(timeout=20)
+        except StoreError: continue
+        break
+    assert store.times >= 3
+    assert all(r[n] == [n] for n in range(20))
+    r.close()
+    store.close()
+    """
+    said = program(BROKEN + textwrap.dedent(code))
+
+    assert "hygiene: a line could not be logged: write-behind" in said
+
+
+def test_nothing_is_said_where_logging_is_to_keep_quiet() -> None:
+    """As with what a handler of Python's own catches: `logging.raiseExceptions` decides. Nor is stderr needed."""
+    write = "r = Registry({1: 1}, maxsize=1, on_evict=fail)\nr[2] = 2\nassert r == {2: 2}"
+
+    assert "" == program(BROKEN + "logging.raiseExceptions = False\n" + write)
+    assert "" == program(BROKEN + "sys.stderr = None\n" + write)
+
+
+def test_a_line_names_who_said_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The place in the code is that of the event, however many hands the line went through."""
+    fail_in_a_hook(1)
+
+    (record,) = caplog.records
+    assert ("registry.py", "_hook_failed") == (record.filename, record.funcName)
 
 
 # structlog
