@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
-from types import ModuleType
 from unittest import SkipTest
 
 import pytest
@@ -50,7 +51,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Name of an empty module to run a document in; what it writes to its folder it can import, as a script can."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "document", ModuleType("document"))
+    monkeypatch.setitem(sys.modules, "document", module_from_spec(ModuleSpec("document", None)))
     yield "document"
     written = [name for name, found in sys.modules.items() if str(tmp_path) in (getattr(found, "__file__", "") or "")]
     for name in written:

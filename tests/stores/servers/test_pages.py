@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from types import ModuleType
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 
 import psycopg
 import pytest
@@ -41,7 +42,7 @@ def test_a_page_runs(page, server, project_root, request, tmp_path, monkeypatch)
     assert 1 == text.count(PAGES[page])
     text = text.replace(PAGES[page], repr(address))
     monkeypatch.chdir(tmp_path)
-    module = ModuleType("page")
+    module = module_from_spec(ModuleSpec("page", None))
     monkeypatch.setitem(sys.modules, "page", module)
 
     for block in BLOCK.finditer(text):
