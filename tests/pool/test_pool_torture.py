@@ -261,7 +261,7 @@ def test_threads_with_timeouts_and_failures_lose_nothing(
 ) -> None:
     """Afterwards there is full capacity, and no resource ever had two holders or was used after it was closed."""
     # What pytest keeps of the log are tracebacks: they hold the frames, and these the leases, that nobody else holds.
-    monkeypatch.setattr(module.logger, "propagate", False)
+    monkeypatch.setattr(logging.getLogger("hygiene"), "propagate", False)
     chance = random.Random(seed)
     lock = threading.Lock()
 
