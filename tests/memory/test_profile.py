@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import re
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -270,7 +271,7 @@ def test_without_a_report_a_decorated_function_is_logged(caplog: pytest.LogCaptu
         keep(100_000)
 
     (record,) = caplog.records
-    assert f"{__file__}:{LINE}: +97.7 KiB" in record.getMessage()
+    assert re.search(rf"{re.escape(__file__)}:{LINE}: \+97\.\d KiB", record.getMessage())  # a bytearray has a head, too
 
 
 def test_a_profile_is_for_one_use_and_says_so() -> None:
