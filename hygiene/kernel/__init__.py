@@ -73,7 +73,14 @@ __all__ = [
 
 def _choose() -> bool:
     """Whether the compiled body is wanted, and there."""
-    if os.environ.get("HYGIENE_PURE", "0") not in {"", "0"} or not getattr(sys, "_is_gil_enabled", lambda: True)():
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        logger.warning(
+            "this Python runs without the GIL: registries take locks instead, pools, histories and stores are not safe "
+            "in threads; PYTHON_GIL=1 in the environment turns it on",
+            extra={"event_name": "kernel.no_gil"},
+        )
+        return False
+    if os.environ.get("HYGIENE_PURE", "0") not in {"", "0"}:
         return False
     try:
         body = importlib.import_module("hygiene.kernel.compiled")

@@ -16,6 +16,7 @@ import pytest
 import hygiene
 
 WHICH = "import hygiene; from hygiene.kernel import Kernel; print(hygiene.compiled, Kernel.__module__)"
+WITH_GIL = pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="no extension is tried there")
 LOGGED = """
 import logging, sys
 
@@ -46,13 +47,21 @@ def package(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@WITH_GIL
 def test_without_an_extension_it_is_python_and_nothing_is_said(run: Callable[..., str], package: Path) -> None:
     """Who has no compiler has registries."""
     assert "False hygiene.kernel.pure\n" == run(LOGGED + WHICH, env={"PYTHONPATH": str(package)})
 
 
+def test_without_the_gil_it_is_python_and_one_line(run: Callable[..., str]) -> None:
+    """What relies on the GIL is named where there is none."""
+    output = run(LOGGED + "sys._is_gil_enabled = lambda: False\n" + WHICH)
+
+    assert "WARNING kernel.no_gil\nFalse hygiene.kernel.pure\n" == output
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="an extension has another name there")
-@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL none is tried")
+@WITH_GIL
 def test_an_extension_that_cannot_be_loaded_gives_python_and_one_line(run: Callable[..., str], package: Path) -> None:
     """A broken file is told of once, as ``kernel.not_loaded``, and stands in nobody's way."""
     (package / "hygiene" / "kernel" / "compiled.so").write_bytes(b"no extension at all")
