@@ -1135,7 +1135,6 @@ def test_a_finalizer_in_the_middle_of_a_trim_only_adds(new):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_does_not_wait_for_a_thread_that_it_does_not_have():
     """The lock may be held, and a hook be running, in a thread that was left behind."""
     told = []

@@ -837,7 +837,6 @@ def test_many_threads_add_remove_and_let_go():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_a_forked_child_is_not_kept_out():
     """The thread that was inside the container at the fork does not exist in the child."""
     widget, bus = Widget(), Bus()

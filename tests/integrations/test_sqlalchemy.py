@@ -599,7 +599,6 @@ def test_an_engine_that_is_dropped_with_open_connections_warns(url: str) -> None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_opens_its_own(make) -> None:
     """It gets a connection of its own, and giving back what the parent had out neither closes it nor hands it on."""
     engine = make(pool_size=1, max_overflow=1, pool_timeout=0)

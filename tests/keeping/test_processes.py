@@ -24,7 +24,6 @@ PATIENCE = 40.0
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 # Since 3.12 a fork of a process with threads warns. What may go wrong there is what these tests are about.
-forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 
 Start = Callable[..., "subprocess.Popen[str]"]
 InChild = Callable[[Callable[[], object]], int]
@@ -470,7 +469,6 @@ async def test_aflush_tells_of_a_conflict_once(path: Path) -> None:
 
 
 @needs_fork
-@forks
 def test_a_forked_child_goes_on_with_the_registry(path: Path, in_child: InChild) -> None:
     """It has what was in memory, loads what was not, saves what it changes; the parent is told if it was too late."""
     with Registry[Any, Any](maxsize=2, store=f"sqlite:{path}", name="chats") as chats:
@@ -494,7 +492,6 @@ def test_a_forked_child_goes_on_with_the_registry(path: Path, in_child: InChild)
 
 
 @needs_fork
-@forks
 def test_what_was_unsaved_at_a_fork_is_saved_once(path: Path, in_child: InChild) -> None:
     """By the parent. A child that changes it, too, and saves first, has the parent told."""
     with Registry[Any, Any](maxsize=9, store=f"sqlite:{path}", name="chats") as chats:
@@ -518,7 +515,6 @@ def test_what_was_unsaved_at_a_fork_is_saved_once(path: Path, in_child: InChild)
 
 
 @needs_fork
-@forks
 def test_what_was_changed_in_place_before_a_fork_is_the_parents(path: Path, in_child: InChild) -> None:
     """A child that flushes and closes, as a worker does at its end, saves nothing that it has not changed itself."""
     with Registry[Any, Any](maxsize=9, store=f"sqlite:{path}", name="chats") as chats:
@@ -537,7 +533,6 @@ def test_what_was_changed_in_place_before_a_fork_is_the_parents(path: Path, in_c
 
 
 @needs_fork
-@forks
 @pytest.mark.parametrize("change", ["edit", "trim", "append", "insert"])
 def test_a_child_saves_the_whole_of_what_it_has(path: Path, change: str, in_child: InChild) -> None:
     """What it changes then is in the store as in its memory, although the parent had not saved its own changes yet."""
@@ -567,7 +562,6 @@ def test_a_child_saves_the_whole_of_what_it_has(path: Path, change: str, in_chil
 
 
 @needs_fork
-@forks
 def test_a_fork_while_threads_load_and_save_leaves_no_lock_held(path: Path, in_child: InChild) -> None:
     """The child has none of these threads, and uses the registry all the same; the parent notices nothing."""
     with Registry[Any, Any](maxsize=2, store=f"sqlite:{path}", name="chats") as chats:

@@ -21,7 +21,6 @@ PATIENCE = 20.0
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 # Since 3.12 a fork of a process with threads warns. What may go wrong there is what these tests are about.
-forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 
 InChild = Callable[[Callable[[], object]], int]
 
@@ -159,7 +158,6 @@ def test_a_locked_file_is_waited_for_and_then_unavailable(path: Path, elsewhere:
 
 
 @needs_fork
-@forks
 def test_a_child_opens_its_own_and_both_go_on(path: Path, in_child: InChild) -> None:
     with SQLiteStore(path) as store:
         store.save([SaveLog("s", "a", 0, [store.encode(1)])])
@@ -178,7 +176,6 @@ def test_a_child_opens_its_own_and_both_go_on(path: Path, in_child: InChild) -> 
 
 
 @needs_fork
-@forks
 def test_a_parent_that_closes_takes_nothing_from_its_child(path: Path) -> None:
     """With connections that were open across the fork the log is deleted under the child's feet."""
     store = SQLiteStore(path)
@@ -208,7 +205,6 @@ def test_a_parent_that_closes_takes_nothing_from_its_child(path: Path) -> None:
 
 
 @needs_fork
-@forks
 def test_a_fork_waits_for_threads_that_read_and_write(path: Path, in_child: InChild) -> None:
     """None of them notices, and each child finds a store that works."""
     with SQLiteStore(path) as store:
@@ -237,7 +233,6 @@ def test_a_fork_waits_for_threads_that_read_and_write(path: Path, in_child: InCh
 
 
 @needs_fork
-@forks
 def test_a_child_that_was_forked_in_the_middle_of_a_save_is_told(path: Path, in_child: InChild) -> None:
     """The fork cannot wait for ever, and a connection in the middle of something cannot be closed for the child."""
     with SQLiteStore(path, timeout=0.01) as store:
@@ -269,7 +264,6 @@ def test_a_child_that_was_forked_in_the_middle_of_a_save_is_told(path: Path, in_
 
 
 @needs_fork
-@forks
 def test_a_store_in_memory_is_copied_by_a_fork(clock: ManualClock, in_child: InChild) -> None:
     with SQLiteStore(":memory:") as store:
         store.save([SaveValue("s", "a", store.encode(1))])

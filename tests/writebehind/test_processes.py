@@ -14,7 +14,6 @@ from hygiene.writebehind import WriteBehind
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 # Since 3.12 a fork of a process with threads warns. What may go wrong there is what these tests are about.
-forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 
 InChild = Callable[[Callable[[], object]], int]
 
@@ -108,7 +107,6 @@ def test_the_exit_of_the_interpreter_saves_what_is_pending(path: Path, elsewhere
 
 
 @needs_fork
-@forks
 def test_a_forked_child_has_nothing_pending(path: Path, in_child: InChild) -> None:
     """The parent saves its own; what the child changes then, the child saves."""
     with SQLiteStore(path) as store, WriteBehind(store) as writer:
@@ -130,7 +128,6 @@ def test_a_forked_child_has_nothing_pending(path: Path, in_child: InChild) -> No
 
 
 @needs_fork
-@forks
 def test_a_fork_during_a_save_saves_once(store: Any, in_child: InChild) -> None:
     """Not in the child, too."""
     with WriteBehind(store, every=1) as writer:

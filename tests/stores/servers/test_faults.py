@@ -20,8 +20,6 @@ pytestmark = pytest.mark.once
 
 PATIENCE = 30.0
 
-forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-
 
 class Writer(threading.Thread):
     """Appends 0, 1, 2, ... and says what was acknowledged; asks again, with the same change, for what was not."""
@@ -260,7 +258,6 @@ def test_no_version_is_given_twice_however_often_an_entry_is_deleted(real: Serve
     assert real.recover().clean
 
 
-@forks
 def test_after_a_fork_both_sides_go_on(real: ServerStore) -> None:
     """Each with connections of its own."""
     real.save([SaveLog("s", "a", 0, [real.encode("parent")])])

@@ -21,7 +21,6 @@ from hygiene.keeping import Keeper, _hinted
 PATIENCE = 30.0
 SOON = 10.0  # a lease that is not given back holds three times as long
 
-forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 
 Open = Callable[..., Registry[Any, Any]]
 
@@ -449,7 +448,6 @@ async def test_a_generator_that_is_closed_gives_its_lease_back(bots: Open) -> No
         assert ["from the stream"] == messages
 
 
-@forks
 def test_a_forked_child_leaves_the_lease_to_its_parent(bots: Open) -> None:
     """A child comes out of the block without an error, whoever had a lock meanwhile, and its parent has the lease."""
     here, there = bots(), bots()

@@ -30,7 +30,6 @@ NEVER = 1000.0  # seconds: what waits for that long has to be woken up
 
 Wait = Callable[[Callable[[], object]], None]
 
-forks = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datid <> 0"
 
 
@@ -592,7 +591,6 @@ class TestTheEnd:
         assert gone() is None
         assert not watch.closed
 
-    @forks
     def test_after_a_fork_the_watch_is_the_parents(
         self, real: ServerStore, watching: Any, told: Told, wait: Wait
     ) -> None:
