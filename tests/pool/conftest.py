@@ -75,8 +75,23 @@ def _interrupted(
 
 
 @pytest.fixture
-def interrupted() -> Callable[..., bool]:
-    """Call a function and have something else happen before one of its bytecodes."""
+def cheap_collections() -> Iterator[None]:
+    """Collections that look only at what the test has made, and happen when the test says so."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.fixture
+def interrupted(cheap_collections: None) -> Callable[..., bool]:
+    """
+    Call a function and have something else happen before one of its bytecodes.
+
+    With collections only on demand: the finalizer of what another test left has bytecodes, too.
+    """
     return _interrupted
 
 
@@ -87,17 +102,6 @@ def hasty() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
-
-
-@pytest.fixture
-def cheap_collections() -> Iterator[None]:
-    """Collections that look only at what the test has made, and happen when the test says so."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.unfreeze()
 
 
 class Connection:
