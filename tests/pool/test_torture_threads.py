@@ -604,7 +604,8 @@ class Interrupt:
     Calls *action* just before the *n*-th instruction that the block runs in the code of pools.
 
     With *breaks*, only those instructions count before which the interpreter looks for signals: at the begin of a
-    function, at the end of a loop's round, and after a call.
+    function, at the end of a loop's round, and after a call. Nothing is collected meanwhile: finalizers of what other
+    tests left have instructions, too.
     """
 
     def __init__(self, n: int, action: Callable[[], object], *, breaks: bool = False) -> None:
@@ -649,11 +650,15 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         self._before = sys.gettrace()
+        self._collects = gc.isenabled()
+        gc.disable()
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         sys.settrace(self._before)
+        if self._collects:
+            gc.enable()
 
 
 def take_idle(pool: Pool[Connection]) -> None:
