@@ -20,9 +20,10 @@ from collections.abc import Awaitable, Callable
 from concurrent import futures
 from typing import Any, TypeVar
 
+from hygiene.errors import HOOK_ERRORS
+
 __all__ = [
     "GRACE",
-    "HOOK_ERRORS",
     "Closer",
     "Releases",
     "Shield",
@@ -38,13 +39,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-HOOK_ERRORS = (Exception, asyncio.CancelledError, SystemExit)
-"""
-What a hook of the user may raise without the caller hearing of it. Only Ctrl-C goes through.
-
-The result of a future that was cancelled is a ``CancelledError`` in code that nobody has cancelled.
-"""
 
 GRACE = 10.0
 """

@@ -676,13 +676,8 @@ def _state(value: Any, depth: int) -> int:
     return state
 
 
-def _sole(items: list[Any]) -> int:
-    for item in items:
-        return _refs(item)
-    raise AssertionError
-
-
-_SOLE: Final = _sole([object()])  # what a loop over a list sees of what only that list holds
+# What `_refs` says, in a loop over a list, of what only that list holds: since 3.14 an argument is lent.
+_SOLE: Final = 3 if sys.version_info < (3, 14) else 2
 
 
 def _by_share(scale: Any) -> bool:

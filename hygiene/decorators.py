@@ -961,14 +961,16 @@ def _declared(cls: type) -> Iterator[str]:
         yield from vars(base).get("__private_attributes__", {})
 
 
-def _annotated(cls: type) -> Iterable[str]:
+def _annotated(cls: type) -> Iterator[str]:
     namespace = vars(cls)
-    if sys.version_info >= (3, 14) and "__annotations__" not in namespace:
-        # Made when they are asked for. What they mean may not be known yet; their names are.
+    yield from namespace.get("__annotations__", ())
+    if sys.version_info >= (3, 14):
+        # Made when somebody asks; who did may have added to them. As text, which evaluates none of them.
+        yield from namespace.get("__annotations_cache__", ())
         annotate = annotationlib.get_annotate_from_class_namespace(namespace)
-        with contextlib.suppress(Exception):
-            return annotationlib.call_annotate_function(annotate, annotationlib.Format.FORWARDREF) if annotate else ()
-    return cast("Iterable[str]", namespace.get("__annotations__", ()))
+        if annotate is not None:
+            with contextlib.suppress(Exception):
+                yield from annotationlib.call_annotate_function(annotate, annotationlib.Format.STRING)
 
 
 def _is_compiled(member: Any, cls: type) -> bool:

@@ -6,12 +6,14 @@ write an ``except`` for it.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hygiene.events import PoolStats, RegistryStats
 
 __all__ = [
+    "HOOK_ERRORS",
     "HygieneError",
     "NotStorable",
     "OwnershipLost",
@@ -23,6 +25,14 @@ __all__ = [
     "StoreUnavailable",
     "VersionConflict",
 ]
+
+
+HOOK_ERRORS = (Exception, asyncio.CancelledError, SystemExit)
+"""
+What a hook of the user may raise without the caller hearing of it. Only Ctrl-C goes through.
+
+The result of a future that was cancelled is a ``CancelledError`` in code that nobody has cancelled.
+"""
 
 
 class HygieneError(Exception):

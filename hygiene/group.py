@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hygiene.adoption import fill, like
-from hygiene.closing import HOOK_ERRORS
+from hygiene.errors import HOOK_ERRORS
 from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.keeping import Loading
 from hygiene.kernel import MISSING, is_atomic, oldest, store

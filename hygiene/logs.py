@@ -15,6 +15,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from hygiene.errors import HOOK_ERRORS
+
 __all__ = ["Log", "Repeats", "logger"]
 
 
@@ -139,12 +141,12 @@ class Log:
     def _say(self, level: int, text: str, args: tuple[object, ...], options: dict[str, Any]) -> None:
         try:
             self._target.log(level, text, *args, stacklevel=3, **options)
-        except Exception:
+        except HOOK_ERRORS:  # a handler that ends the program at an error would end a thread of ours instead
             self._lost(text)
 
     def _lost(self, text: str) -> None:
-        if logging.raiseExceptions:
-            with contextlib.suppress(Exception):  # there may be no stderr, or a closed one
+        with contextlib.suppress(Exception):  # there may be no stderr, or a closed one
+            if logging.raiseExceptions:
                 sys.stderr.write(f"hygiene: a line could not be logged: {text}\n{traceback.format_exc()}")
 
 

@@ -63,8 +63,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self, TypeVar, cast, overload
 
 from hygiene.cleanup import close_at_shutdown
-from hygiene.closing import HOOK_ERRORS, Closer, Releases, running_loop
-from hygiene.errors import OwnershipLost, RegistryFull, StoreError, VersionConflict
+from hygiene.closing import Closer, Releases, running_loop
+from hygiene.errors import HOOK_ERRORS, OwnershipLost, RegistryFull, StoreError, VersionConflict
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
 from hygiene.keeping import Keeper, Loading, outdate
@@ -120,26 +120,10 @@ _SLICE = 32
 _SKIPS = 64
 # Busy entries asked again in one sweep whether they still are.
 POLLS = 16
-
-
-def _own_references() -> tuple[int, int]:
-    """
-    What `sys.getrefcount` says of an object that one local variable holds, and of one that was passed on from there.
-
-    Measured, because it depends on the interpreter: up to Python 3.13 an argument is a reference of its own, so they
-    are 2 and 3; later it is often lent. No more than that, or a debugger that looks at these variables now would hide
-    whoever holds a value then.
-    """
-    alone = object()
-    return min(getrefcount(alone), 2), min(_passed_on(alone), 3)
-
-
-def _passed_on(alone: object) -> int:
-    return getrefcount(alone)
-
-
-# An evicted value that nobody else holds is about to die, and needs no weak reference.
-_LOCAL, PASSED_ON = _own_references()
+# An evicted value that nobody else holds is about to die, and needs no weak reference. What `getrefcount` says of an
+# object that one local variable holds, and of one that was passed on from there: up to Python 3.13 an argument is a
+# reference of its own, later it may be lent. Fewer would be safe, more would lose what somebody holds.
+_LOCAL, PASSED_ON = (2, 3) if sys.version_info < (3, 14) else (1, 1)
 
 
 # One entry on its way out: registry, key, value, cause, age, time idle, and the loop that it was put in from. A plain

@@ -21,7 +21,7 @@ OWNERS = (
     "adoption group session"
 )
 FLOORS = (
-    ("any order", "errors events units sizing logs"),
+    ("ordered", "errors events units sizing logs"),
     ("any order", "kernel recency leasing trend"),  # pure: no lock, no I/O, no thread
     ("ordered", OWNERS),
     ("ordered", "decorators guards listeners owning shared memory reporting exposing"),

@@ -714,14 +714,16 @@ _TASKS_BY_LOOP = sys.version_info >= (3, 14)
 
 def _loops_of(ident: int) -> list[Any]:
     """The event loops that a thread runs, from the variables of whoever runs them: one made of C has no frame."""
-    events, runners = sys.modules.get("asyncio.events"), sys.modules.get("asyncio.runners")
-    frame = _thread_frame(ident) if events is not None else None
+    # They may be in the middle of being imported.
+    loop_class = getattr(sys.modules.get("asyncio.events"), "AbstractEventLoop", None)
+    runner_class = getattr(sys.modules.get("asyncio.runners"), "Runner", None)
+    frame = _thread_frame(ident) if loop_class is not None else None
     found = []
     while frame is not None:
         for _, value in _locals_of(frame):
-            if runners is not None and type(value) is runners.Runner:
+            if type(value) is runner_class:
                 value = value._loop  # noqa: PLW2901 - get_loop() would make one
-            if events is not None and issubclass(type(value), events.AbstractEventLoop):
+            if loop_class is not None and issubclass(type(value), loop_class):
                 found.append(value)
         frame = frame.f_back
     return found

@@ -6,6 +6,7 @@ import array
 import dataclasses
 import functools
 import re
+import sys
 from collections import deque
 from types import MappingProxyType, ModuleType
 from typing import NamedTuple, TypedDict
@@ -54,6 +55,7 @@ def test_a_wrong_name_changes_nothing():
     "make",
     [
         lambda: type("Annotated", (), {"__annotations__": {"found": dict}}),
+        lambda: _annotated_later(found=dict),
         lambda: type("InSlots", (), {"__slots__": ("found", "__dict__")}),
         lambda: type("BySetattr", (), {"__init__": lambda self: setattr(self, "found", {})}),
         lambda: type("Dynamic", (), {"__getattr__": lambda self, name: {}}),
@@ -70,6 +72,27 @@ def test_a_name_is_found_wherever_the_class_mentions_it(make):
     cls = make()
 
     assert cls is bounded_registry("found")(cls)
+
+
+def _annotated_later(**annotations):
+    class Annotated:
+        here: dict
+
+    Annotated.__annotations__.update(annotations)
+    return Annotated
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated where they stand")
+def test_annotations_are_not_evaluated():
+    """They may name what is not defined yet, and their names are all that is asked for."""
+    asked = []
+
+    class Bot:
+        found: asked.append("found")
+        other: undefined  # noqa: F821
+
+    assert Bot is bounded_registry("found", "other")(Bot)
+    assert [] == asked
 
 
 def _logged(function):

@@ -375,8 +375,9 @@ def test_a_filter_that_raises_does_not_reach_who_writes() -> None:
     assert "ArithmeticError: broken" in said
 
 
-def test_a_filter_that_raises_does_not_stop_the_janitor() -> None:
-    """Its thread serves no request; what is due afterwards is done."""
+@pytest.mark.parametrize("error", ['RuntimeError("working outside of request context")', "SystemExit(1)"])
+def test_a_filter_that_raises_does_not_stop_the_janitor(error: str) -> None:
+    """Its thread serves no request, and does not end with the first error; what is due afterwards is done."""
     code = """
     class Charge:
         def __init__(self, visit): self._visit = visit
@@ -390,9 +391,11 @@ def test_a_filter_that_raises_does_not_stop_the_janitor() -> None:
     while not seen and time.monotonic() < deadline: time.sleep(0.01)
     assert seen
     """
-    said = program(BROKEN + textwrap.dedent(code))
+    broken = BROKEN.replace('RuntimeError("working outside of request context")', error)
+    said = program(broken + textwrap.dedent(code))
 
     assert 1 == said.count("hygiene: a line could not be logged: the visit of")
+    assert error.partition("(")[0] in said
 
 
 def test_a_filter_that_raises_does_not_stop_saving(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from hygiene.writebehind import Rejected, WriteBehind
 PATIENCE = 40.0
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-# Since 3.12 a fork of a process with threads warns. What may go wrong there is what these tests are about.
 
 Start = Callable[..., "subprocess.Popen[str]"]
 InChild = Callable[[Callable[[], object]], int]

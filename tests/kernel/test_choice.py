@@ -73,7 +73,7 @@ def test_an_extension_that_cannot_be_loaded_gives_python_and_one_line(run: Calla
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="dicts had versions before Python 3.14")
 def test_without_a_watcher_of_dicts_it_is_python_and_one_line(run: Callable[..., str], compiled: ModuleType) -> None:
-    """CPython has eight for a process: where others took them all, that is told of, and registries run in Python."""
+    """CPython has a few: where others took them all, that is told of, and registries run in Python."""
     pytest.importorskip("_testcapi", reason="this Python came without its own tests")
     taken = """
 import _testcapi

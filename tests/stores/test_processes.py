@@ -20,7 +20,6 @@ from hygiene.testing import ManualClock
 PATIENCE = 20.0
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-# Since 3.12 a fork of a process with threads warns. What may go wrong there is what these tests are about.
 
 InChild = Callable[[Callable[[], object]], int]
 

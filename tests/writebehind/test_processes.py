@@ -13,7 +13,6 @@ from hygiene.stores import SQLiteStore
 from hygiene.writebehind import WriteBehind
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-# Since 3.12 a fork of a process with threads warns. What may go wrong there is what these tests are about.
 
 InChild = Callable[[Callable[[], object]], int]
 
