@@ -86,13 +86,15 @@ def cheap_collections() -> Iterator[None]:
 
 
 @pytest.fixture
-def interrupted(cheap_collections: None) -> Callable[..., bool]:
+def interrupted() -> Iterator[Callable[..., bool]]:
     """
     Call a function and have something else happen before one of its bytecodes.
 
-    With collections only on demand: the finalizer of what another test left has bytecodes, too.
+    Nothing is collected by itself meanwhile: the finalizer of what another test left has bytecodes, too.
     """
-    return _interrupted
+    gc.disable()
+    yield _interrupted
+    gc.enable()
 
 
 @pytest.fixture
