@@ -372,7 +372,10 @@ class _Walk:
         loops = weakref.WeakSet[Any]()
         if _TASKS_BY_LOOP:
             for ident in list(sys._current_frames()):
-                loops.update(_loops_of(ident))
+                for loop in _loops_of(ident):
+                    with contextlib.suppress(TypeError):  # of a class with slots, which takes no weak references
+                        loops.add(loop)
+                    del loop  # or this generator would keep it until the next slice
                 yield
         for reference in _tasks(loops):
             running = _running(reference())

@@ -350,7 +350,7 @@ def test_one_handler_is_enough_to_be_quiet() -> None:
 
 
 BROKEN = """
-import logging, sys, time
+import logging, sys
 from hygiene import Registry, register_cleanup
 from hygiene.stores import SQLiteStore
 
@@ -382,14 +382,13 @@ def test_a_filter_that_raises_does_not_stop_the_janitor(error: str) -> None:
     class Charge:
         def __init__(self, visit): self._visit = visit
     from hygiene.janitor import janitor
-    seen = []
+    from threading import Event
+    seen = Event()
     bad = Charge(lambda: fail(None))
-    good = Charge(lambda: seen.append(1))
+    good = Charge(seen.set)
     janitor.watch(bad, 0)
     janitor.watch(good, 0.05)
-    deadline = time.monotonic() + 20
-    while not seen and time.monotonic() < deadline: time.sleep(0.01)
-    assert seen
+    assert seen.wait(20)
     """
     broken = BROKEN.replace('RuntimeError("working outside of request context")', error)
     said = program(broken + textwrap.dedent(code))
