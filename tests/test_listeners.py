@@ -126,7 +126,11 @@ def test_the_method_of_a_deque_vanishes_with_it():
     assert [] == bus.listeners
 
 
-@pytest.mark.parametrize("callback", [print, [].append, len, {}.update, functools.partial(print, "x")], ids=str)
+@pytest.mark.parametrize(
+    "callback",
+    [print, [].append, len, {}.update, functools.partial(print, "x")],
+    ids=["print", "append", "len", "update", "partial"],  # the text of a method would have an address in it
+)
 def test_what_cannot_be_referred_to_weakly_is_kept(callback):
     bus = Bus([callback])
     gc.collect()
