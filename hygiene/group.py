@@ -62,7 +62,7 @@ class Group:
         if self._limits.name is not None:
             registry._name = f"{self._limits.name}.{column}"
         registry._join(self, self._derive[column])
-        self.rows._columns[column] = weakref.ref(registry)
+        self.rows._replace_column(column, registry)
         registry._begin_keeping()
         fill(registry, source)
         return registry
@@ -81,14 +81,75 @@ class Group:
         return self.rows.stats()
 
 
+class _ColumnReference(weakref.ref["_Column"]):
+    """A weak reference to a column, with the data that gives its weight back to the rows once it was collected."""
+
+    __slots__ = ("derived", "sizes")
+    sizes: dict[Any, int] | None
+    derived: dict[Any, Any] | None
+
+
 class _Rows(Registry[Any, None]):
     """The rows of a group: key, order, times, leases and weight of each; the values are in the columns."""
 
-    __slots__ = ("_columns",)
+    __slots__ = ("_collected", "_columns")
 
     def _configure(self, limits: Limits, owner: object | None = None) -> None:
-        self._columns: dict[str, weakref.ref[_Column]] = {}
+        self._columns: dict[str, _ColumnReference] = {}
+        self._collected: list[_ColumnReference] = []  # columns that the garbage collector took before they were closed
         super()._configure(limits, owner)
+        # A row weighs what its columns say. It has no value that could be measured at the end of a lease.
+        self._lent = None
+
+    def _replace_column(self, name: str, column: _Column) -> None:
+        """Let *column* stand for its attribute. The weight of an earlier column does not count beside it."""
+        # A callback of a weak reference runs at any moment, in any thread, so it takes no lock: it only notes the fact.
+        reference = _ColumnReference(column, self._collected.append)
+        reference.sizes = column._sizes
+        reference.derived = None if column._derive is None else column._derived
+        with self._lock:
+            earlier, self._columns[name] = self._columns.get(name), reference
+            replaced = None if earlier is None else earlier()
+            if earlier is not None:
+                self._release_weight(earlier)
+            if replaced is not None:
+                replaced._sizes = replaced._lent = None
+
+    def _release_weight(self, reference: _ColumnReference) -> None:
+        """The bytes of this column no longer belong to the rows. The lock is held."""
+        sizes, derived = reference.sizes, reference.derived
+        reference.sizes = None
+        for key, size in () if sizes is None else list(sizes.items()):
+            row = key if derived is None else derived.get(key, key)
+            if self._sizes is not None and row in self._sizes:
+                self._resize(row, self._sizes[row] - size)
+
+    def _settle_collected(self) -> None:
+        """Forget columns that were collected: their bytes, and the rows that were theirs alone."""
+        while self._collected:
+            with self._lock:
+                try:
+                    reference = self._collected.pop()
+                except IndexError:  # another thread was faster
+                    return
+                self._release_weight(reference)
+                columns = self._present()
+                for row in list(dict.keys(self)):
+                    if not any(column._keys_of(row) for column in columns):
+                        self._drop(row, Cause.CLOSED)
+
+    def _over(self) -> bool:
+        if self._collected:
+            self._settle_collected()
+        return super()._over()
+
+    def stats(self) -> RegistryStats:
+        """The numbers of the rows."""
+        self._settle_collected()
+        return super().stats()
+
+    def _rerank(self, key: Any) -> None:
+        """The column that was used asks for the importance; the row has no value to rank."""
 
     def _plain_writes(self) -> bool:
         return False
@@ -119,9 +180,12 @@ class _Rows(Registry[Any, None]):
                     return True
         return False
 
-    def _settle_lent(self) -> None:
+    def _measure_lent(self, newest: Any = MISSING) -> None:
+        """Measure the values that were read or leased in any column; evict if the rows exceed their bound."""
         for column in self._present():
-            column._measure_lent()
+            column._remeasure()
+        if self._over():
+            self._sweep(newest)
 
     def _may_leave(self, key: Any, value: Any) -> bool | None:  # noqa: ARG002 - the values are in the columns
         answers = [
@@ -211,10 +275,13 @@ class _Column(Timed[Any, Any]):
         if self._derive is not None and key not in self._derived:
             self._derived[key] = self._ask_row(key)
         try:
-            return super()._put(key, value, keep=keep, back=back, loading=loading)
+            value = super()._put(key, value, keep=keep, back=back, loading=loading)
         finally:
             if not dict.__contains__(self, key):  # refused
                 self._derived.pop(key, None)
+        if self._rows._byte_bound is not None:  # a value in another column may have grown in place
+            self._rows._measure_lent(self._row(key))
+        return value
 
     def _keys_of(self, row: Any) -> list[Any]:
         if self._members is not None:

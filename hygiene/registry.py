@@ -1324,6 +1324,12 @@ class Registry(Kernel[K, V]):
 
     def _measure_lent(self, newest: Any = MISSING) -> None:
         """Measure what was read or leased since; evict if it has grown beyond the bound."""
+        self._remeasure()
+        if self._over():
+            self._sweep(newest)
+
+    def _remeasure(self) -> None:
+        """Measure the values that were read or leased since, a slice of them."""
         lent, sizes = self._lent, self._sizes
         if lent is None or sizes is None:
             return
@@ -1341,8 +1347,6 @@ class Registry(Kernel[K, V]):
                 if key in sizes and _look(self, key, MISSING) is value:
                     self._resize(key, size)
             value = None
-        if self._over():
-            self._sweep(newest)
 
     # Time. What a registry without times skips; `Timed` does it.
 
