@@ -269,7 +269,9 @@ class WriteBehind:
         store: Where to save. It is not closed with this.
         every: Changes, over all entries, after which to save: what a crash may cost is then a number that does not
             depend on how many entries there are. 50 messages in a save write little more than their own size.
-        interval: Seconds, or text such as ``"5m"``, that a change may wait. The default is five minutes.
+        interval: Seconds, or text such as ``"30s"``, that a change may wait, counted from the oldest unsaved change: an
+            idle program writes nothing. The default is 5 seconds. A longer interval writes fewer bytes only where
+            *every* is raised with it: see "Bytes written an hour" in the page on durability.
         critical: Called with key and item, or value, before it is accepted; if it returns true, the call returns only
             when it has been saved and synced to disk.
         max_pending: Items and values that may wait. What would go beyond is refused with `StoreUnavailable`, and
@@ -291,7 +293,7 @@ class WriteBehind:
         store: Store,
         *,
         every: int = 50,
-        interval: Duration = 300.0,
+        interval: Duration = 5.0,
         critical: Callable[[Any, Any], object] | None = None,
         max_pending: int = 10_000,
         durability: Durability = "process",

@@ -467,6 +467,12 @@ async def test_aflush_tells_of_a_conflict_once(path: Path) -> None:
 # A fork with an open store.
 
 
+@pytest.fixture
+def no_save_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is unsaved stays so, however slow the machine is."""
+    monkeypatch.setitem(WriteBehind.__init__.__kwdefaults__, "interval", 3600.0)
+
+
 @needs_fork
 def test_a_forked_child_goes_on_with_the_registry(path: Path, in_child: InChild) -> None:
     """It has what was in memory, loads what was not, saves what it changes; the parent is told if it was too late."""
@@ -490,6 +496,7 @@ def test_a_forked_child_goes_on_with_the_registry(path: Path, in_child: InChild)
     assert {1: [1], 2: [2], 3: [3, "parent"], 4: [4, "child"], "child": {"n": 1}} == stored(path, "chats")
 
 
+@pytest.mark.usefixtures("no_save_by_the_clock")
 @needs_fork
 def test_what_was_unsaved_at_a_fork_is_saved_once(path: Path, in_child: InChild) -> None:
     """By the parent. A child that changes it, too, and saves first, has the parent told."""
@@ -531,6 +538,7 @@ def test_what_was_changed_in_place_before_a_fork_is_the_parents(path: Path, in_c
     assert {"parent": {"n": 2, "m": 3}, "child": {"n": 2}} == stored(path, "chats")
 
 
+@pytest.mark.usefixtures("no_save_by_the_clock")
 @needs_fork
 @pytest.mark.parametrize("change", ["edit", "trim", "append", "insert"])
 def test_a_child_saves_the_whole_of_what_it_has(path: Path, change: str, in_child: InChild) -> None:

@@ -108,7 +108,7 @@ def test_the_exit_of_the_interpreter_saves_what_is_pending(path: Path, elsewhere
 @needs_fork
 def test_a_forked_child_has_nothing_pending(path: Path, in_child: InChild) -> None:
     """The parent saves its own; what the child changes then, the child saves."""
-    with SQLiteStore(path) as store, WriteBehind(store) as writer:
+    with SQLiteStore(path) as store, WriteBehind(store, interval="1h") as writer:
         writer.append("log", "parent")
         writer.put("a", 1)
 

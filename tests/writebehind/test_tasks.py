@@ -18,7 +18,9 @@ DOWN = StoreUnavailable("the disk is full")
 
 @pytest.fixture
 async def writer(store: Any) -> AsyncIterator[WriteBehind]:
-    async with WriteBehind(store, every=1000, max_pending=1000, critical=lambda key, item: item == "now") as made:
+    async with WriteBehind(
+        store, every=1000, interval="1h", max_pending=1000, critical=lambda key, item: item == "now"
+    ) as made:
         yield made
         store.error = None
         store.gate.set()
@@ -99,7 +101,7 @@ async def test_a_flush_ends_at_its_timeout(writer: WriteBehind, store: Any) -> N
 
 async def test_at_the_limit_a_loop_is_not_blocked(store: Any) -> None:
     """A plain call is refused; the one that can be awaited waits until something is saved."""
-    async with WriteBehind(store, every=1000, max_pending=2) as writer:
+    async with WriteBehind(store, every=1000, interval="1h", max_pending=2) as writer:
         writer.put("a", 1)
         writer.put("b", 1)
 
@@ -137,7 +139,7 @@ async def test_where_no_thread_can_be_started_the_task_saves(store: Any, monkeyp
     def refuse(thread: Any) -> None:
         raise RuntimeError("can't start new thread at interpreter shutdown")
 
-    async with WriteBehind(store) as writer:
+    async with WriteBehind(store, interval="1h") as writer:
         with monkeypatch.context() as patch:
             patch.setattr("threading.Thread.start", refuse)
             writer.put("a", 1)

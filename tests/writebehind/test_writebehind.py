@@ -105,6 +105,30 @@ def test_a_save_is_due_some_time_after_the_oldest_change(make: Make, store: Any,
     assert not writer.save_due()
 
 
+def test_a_change_waits_five_seconds_by_default_and_an_idle_program_writes_nothing(
+    make: Make, store: Any, clock: ManualClock
+) -> None:
+    """The interval counts from the oldest unsaved change, not from the last save."""
+    writer = make()
+    clock.advance(3600)
+
+    assert not writer.save_due()
+
+    writer.put("a", 1)
+    clock.advance(4.9)
+
+    assert not writer.save_due()
+
+    clock.advance(0.2)
+
+    assert writer.save_due()
+    assert 1 == len(store.batches)
+
+    clock.advance(3600)
+
+    assert not writer.save_due()
+
+
 def test_the_writer_keeps_the_time_by_itself(store: Any) -> None:
     """With a clock that runs, nobody has to ask."""
     with WriteBehind(store, interval="20ms") as writer:
@@ -512,7 +536,7 @@ def test_it_is_tried_again_later_and_later(
 
 def test_a_flush_with_a_timeout_sits_out_a_short_outage(store: Any) -> None:
     store.error = DOWN
-    with WriteBehind(store) as writer:
+    with WriteBehind(store, interval="1h") as writer:
         writer.put("a", 1)
         with pytest.raises(StoreUnavailable):
             writer.flush()
@@ -534,7 +558,7 @@ def test_who_flushes_during_an_attempt_gets_one_of_his_own(store: Any) -> None:
         wait=lambda timeout: passing.acquire(timeout=timeout), set=lambda: passing.release(1_000)
     )
     store.error = DOWN
-    with WriteBehind(store) as writer:
+    with WriteBehind(store, interval="1h") as writer:
         writer.put("a", 1)
         first = fails(StoreUnavailable, writer.flush)
         store.begun()
