@@ -270,12 +270,19 @@ class _Column(Timed[Any, Any]):
         return row
 
     def _put(
-        self, key: Any, value: Any, *, keep: bool = False, back: bool = False, loading: Loading | None = None
+        self,
+        key: Any,
+        value: Any,
+        *,
+        keep: bool = False,
+        back: bool = False,
+        loading: Loading | None = None,
+        ago: float | None = None,
     ) -> Any:
         if self._derive is not None and key not in self._derived:
             self._derived[key] = self._ask_row(key)
         try:
-            value = super()._put(key, value, keep=keep, back=back, loading=loading)
+            value = super()._put(key, value, keep=keep, back=back, loading=loading, ago=ago)
         finally:
             if not dict.__contains__(self, key):  # refused
                 self._derived.pop(key, None)
@@ -357,7 +364,17 @@ class _Column(Timed[Any, Any]):
     def _written_ago(self, key: Any) -> float:
         return self._rows._written_ago(self._row(key))
 
-    def _write_earlier(self, key: Any, value: Any, ago: float) -> None: ...  # a row is as old as its oldest column
+    def _written_before(self, key: Any, ago: float) -> float | None:
+        # Putting back is no write: the row was written when the last of its columns was.
+        rows, row = self._rows, self._row(key)
+        if rows._limits.ttl is None:
+            return None
+        if dict.__contains__(rows, row):
+            ago = min(ago, rows._written_ago(row))
+        return self._now() - ago
+
+    def _backdate(self, key: Any, written: float) -> None:
+        self._rows._backdate(self._row(key), written)
 
     def _stamp_use(self, key: Any) -> None: ...
 

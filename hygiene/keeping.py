@@ -336,11 +336,10 @@ class Keeper:
             attach(value, Journal(self.writer, key, numbers=spans, expire_at=lambda: self._end_of(key)))
         elif type(value) not in _PLAIN:
             loading.digest = hash(self._encode(value, key))
-        found = registry._put(key, value, keep=True, back=True, loading=loading)
+        found = registry._put(key, value, keep=True, back=True, loading=loading, ago=ago)
         if found is not value:
             _silence(value)
             return _AGAIN if found is MISSING else found
-        registry._write_earlier(key, value, ago)
         self.loads += 1
         # Its bounds may have changed since it was saved. Told only now that it is in: or a late load would be told
         # over what was written or removed meanwhile. If there is no room, then with the next change.

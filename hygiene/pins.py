@@ -107,6 +107,7 @@ class Lease(Generic[V]):
     def _pinned(self) -> Iterator[None]:
         """A block in which the entry stays, once it has come."""
         registry, key = self._registry, self._key
+        registry._settle(key)  # a leased entry does not expire
         with registry._lock:
             registry._pin_row(key)
         try:

@@ -428,10 +428,10 @@ class Registry(Kernel[K, V]):
         What is only in the *store* comes as a copy, whose changes are nobody's business, and stays there.
         """
         value = _look(self, key, MISSING)
+        if value is MISSING and self._tail is not None and not self._drop_ended(key):
+            value = self._in_tail(key, MISSING)
         if value is MISSING and self._keeper is not None:
-            value = MISSING if self._has_ended(key) else self._in_tail(key, MISSING)
-            if value is MISSING:
-                value = self._keeper.peek(key)
+            value = self._keeper.peek(key)
         return default if value is MISSING else value
 
     def _lookup(self, key: K) -> V:
@@ -614,17 +614,27 @@ class Registry(Kernel[K, V]):
         return self
 
     def _put(  # noqa: C901, PLR0912, PLR0915 - a critical section reads best in one piece
-        self, key: Any, value: Any, *, keep: bool = False, back: bool = False, loading: Loading | None = None
+        self,
+        key: Any,
+        value: Any,
+        *,
+        keep: bool = False,
+        back: bool = False,
+        loading: Loading | None = None,
+        ago: float | None = None,
     ) -> Any:
         """
         Write an entry, or with *keep* leave a living one as it is; return the value that is now held.
 
-        With *back* the value was here before, or comes from the store, and has been converted. With *loading* it is
-        put in only if nothing has happened to the key since that began; if something has, `MISSING` is returned.
+        With *back* the value was here before, or comes from the store, and has been converted; it was written *ago*
+        seconds ago. With *loading* it is put in only if nothing has happened to the key since that began; if something
+        has, `MISSING` is returned.
 
         What user code may refuse comes first, then the change under the lock, then the news.
         """
         hash(key)  # an unhashable key is refused before anything has changed
+        if keep and self._tail is not None:
+            self._drop_ended(key)
         if not self._guarded and type(key) not in ATOMIC and not is_atomic(key):
             self._guard()
         if self._clocked:
@@ -658,7 +668,10 @@ class Registry(Kernel[K, V]):
                         if old is not MISSING and old is not value:
                             gone.append(self._replaced(key, old))
                         store(self, key, value)
+                        written = None if ago is None else self._written_before(key, ago)
                         self._enter(key, size, rank)
+                        if written is not None:
+                            self._backdate(key, written)
                         if type(value) not in STRONG or self._tail is not None:
                             self._prepare_tail(key, value)
                         if len(self) > self._bound and (self._moves or old is MISSING) and self._in_line():
@@ -768,8 +781,12 @@ class Registry(Kernel[K, V]):
         """Seconds since *key* was written; 0 for one that is just being written."""
         return 0.0
 
-    def _write_earlier(self, key: Any, value: Any, ago: float) -> None:
-        """*key* came from the store, where it was written so long ago."""
+    def _written_before(self, key: Any, ago: float) -> float | None:  # noqa: ARG002 - a timed one looks
+        """Time at which *key*, which is about to be put back, was last written: *ago* seconds ago, or later."""
+        return None
+
+    def _backdate(self, key: Any, written: float) -> None:
+        """Let *key*, which was just put back, have been written then. The lock is held."""
 
     def _replaced(self, key: Any, old: Any) -> Gone:
         self._counts[Cause.REPLACED] = self._counts.get(Cause.REPLACED, 0) + 1
@@ -863,6 +880,8 @@ class Registry(Kernel[K, V]):
             self._tell(gone)
 
     def _take_from_tail(self, key: Any) -> Any:
+        if self._tail is not None:
+            self._drop_ended(key)
         if self._keeper is None:
             value = MISSING if self._tail is None else self._tail.pop(key, MISSING)
         else:
@@ -1281,14 +1300,20 @@ class Registry(Kernel[K, V]):
 
     def _revive(self, key: Any) -> Any:
         """Put an evicted value that is still alive back in; `MISSING` if there is none."""
+        if self._drop_ended(key):
+            return MISSING
         value = self._in_tail(key, MISSING)
         if value is not MISSING:
-            value = self._put(key, value, keep=True, back=True)
+            value = self._put(key, value, keep=True, back=True, ago=self._evicted_ago(key))
             self._revived += value is not MISSING
         return value
 
-    def _has_ended(self, key: Any) -> bool:  # noqa: ARG002 - a timed one looks
-        """Whether the evicted value of *key* is over by now."""
+    def _evicted_ago(self, key: Any) -> float | None:  # noqa: ARG002 - a timed one looks
+        """Seconds since the evicted value of *key* was written, if entries have times."""
+        return None
+
+    def _drop_ended(self, key: Any) -> bool:  # noqa: ARG002 - a timed one looks
+        """Forget the evicted value of *key* if it has expired; returns whether it had."""
         return False
 
     # Weight.
@@ -1386,6 +1411,7 @@ class Registry(Kernel[K, V]):
 
         With a *store* it is saved before; on an event loop it is not waited for, and what is not saved yet stays.
         """
+        self._settle(key)
         value = _look(self, key, MISSING)
         if value is MISSING:
             return False
@@ -1501,6 +1527,7 @@ class Registry(Kernel[K, V]):
         self._leases[key] = self._leases.get(key, 0) + 1
 
     def _pin_new(self, key: Any, value: Any) -> Any:
+        self._settle(key)  # a leased entry does not expire
         with self._lock:
             self._pin_row(key)  # before it is put in, so that there is no moment at which it could leave
         try:
@@ -1665,6 +1692,7 @@ class Registry(Kernel[K, V]):
             NotStorable, StoreUnavailable, VersionConflict: as ``r[key] = value`` does.
             ValueError: there is no *store*.
         """
+        self._settle(key)
         self._kept().changed(key, _fetch_raw(self, key))
 
     def stored(self) -> Iterator[K]:
@@ -1739,6 +1767,7 @@ class Registry(Kernel[K, V]):
 
     def move_to_end(self, key: K, last: bool = True) -> None:  # noqa: FBT001, FBT002 - as OrderedDict's
         """As ``OrderedDict.move_to_end``: change the *iteration* order. Constant time, to the front linear."""
+        self._settle(key)
         with self._lock:
             _fetch_raw(self, key)
             others = [] if last else [k for k in self._walk_keys() if not _same(k, key)]
@@ -1977,42 +2006,44 @@ class Timed(Registry[K, V]):
             if len(self._left) > 2 * len(tail) + _SLICE:
                 self._left = {name: times for name, times in self._left.items() if name in tail}
 
-    def _revive(self, key: Any) -> Any:
-        written, tail = self._left.get(key, (None, None))[0], self._tail
-        if self._has_ended(key):
-            if tail is not None and (value := tail.pop(key, None)) is not None and self._keeper is not None:
-                with self._lock:
-                    self._keeper.left(key, value, Cause.EXPIRED, adrift=False)
-            return MISSING
-        value = super()._revive(key)
-        if value is not MISSING and written is not None and self._limits.ttl is not None:
-            self._backdate(key, value, written)
-        return value
+    def _drop_ended(self, key: Any) -> bool:
+        if not self._has_ended(key):
+            return False
+        value = None
+        with self._lock:
+            tail = self._tail
+            if tail is None or (value := tail.get(key)) is None or not self._has_ended(key):
+                return False
+            del tail[key]
+            if self._keeper is not None:
+                self._keeper.left(key, value, Cause.EXPIRED, adrift=False)
+        return True
 
     def _has_ended(self, key: Any) -> bool:
+        """Whether the time of the evicted value of *key* is over."""
         written, used = self._left.get(key, (None, None))
         now, limits = self._now(), self._limits
         if limits.ttl is not None and written is not None and now >= written + limits.ttl:
             return True
         return limits.idle is not None and used is not None and now >= used + limits.idle
 
+    def _evicted_ago(self, key: Any) -> float | None:
+        written = self._left.get(key, (None, None))[0]
+        return None if written is None else self._now() - written
+
     def _written_ago(self, key: Any) -> float:
-        written = self._written_at(key)
-        return 0.0 if written is None else self._now() - written
+        return self._times(key)[0] or 0.0
 
-    def _write_earlier(self, key: Any, value: Any, ago: float) -> None:
-        if self._limits.ttl is not None:
-            self._backdate(key, value, self._now() - ago)
+    def _written_before(self, key: Any, ago: float) -> float | None:  # noqa: ARG002 - it is not here
+        return None if self._limits.ttl is None else self._now() - ago
 
-    def _backdate(self, key: Any, value: Any, written: float) -> None:
-        """An entry that came back was written earlier than its place in the order of writes says."""
+    def _backdate(self, key: Any, written: float) -> None:
+        # It was written earlier than its place in the order of writes says.
         ttl = self._limits.ttl
-        assert ttl is not None
-        with self._lock:
-            if self._written_at(key) is not None and _look(self, key, MISSING) is value:
-                self._write_as(key, written)
-                heapq.heappush(self._early, (written + ttl, next(_serial), key, written))
-                self._due = min(self._due, written + ttl)
+        if ttl is not None and self._written_at(key) is not None:
+            self._write_as(key, written)
+            heapq.heappush(self._early, (written + ttl, next(_serial), key, written))
+            self._due = min(self._due, written + ttl)
 
     def _next_early(self) -> tuple[float, Any]:
         """Who came back is due first, and when. The lock is held."""
