@@ -462,8 +462,14 @@ class Keeper:
                 if registry is None or not dict.__contains__(registry, oldest):
                     writer.untrack(oldest)
 
-    def stored(self) -> Iterator[Any]:
-        """Each key that is stored or will be, once."""
+    def stored_keys(self, prefix: str | None) -> Iterator[Any]:
+        """Return each key that is stored or waits to be saved, once; with *prefix*, only texts that start with it."""
+        keys = self._stored_keys()
+        if prefix is None:
+            return keys
+        return (key for key in keys if isinstance(key, str) and key.startswith(prefix))
+
+    def _stored_keys(self) -> Iterator[Any]:
         writer = self.writer
         with writer._lock:
             unsaved = {key: writer.contains(key) for key in (*writer._saving, *writer._pending)}

@@ -1695,16 +1695,28 @@ class Registry(Kernel[K, V]):
         self._settle(key)
         self._kept().changed(key, _fetch_raw(self, key))
 
-    def stored(self) -> Iterator[K]:
+    def stored_keys(self, prefix: str | None = None) -> Iterator[K]:
         """
-        Every key in the store, and every one that is about to be saved, each once; values stay where they are.
+        Return an iterator over the keys in the store and the keys that wait to be saved, each once.
 
-        In slices: what is put in or removed meanwhile may come or not. It blocks for reads of the store.
+        The values are not read. The time grows in proportion to the number of keys, and the call blocks while the store
+        is read. The keys are read in slices, in no particular order: a key that is inserted or removed during the
+        iteration may be returned or not.
+
+        Args:
+            prefix: Return only the keys that are text and start with *prefix*. ``None``, the default, returns all keys.
 
         Raises:
-            ValueError: there is no *store*.
+            TypeError: *prefix* is not text.
+            ValueError: the registry has no *store*.
         """
-        return self._kept().stored()
+        if prefix is not None and not isinstance(prefix, str):
+            raise TypeError(f"`prefix` must be text or None, got {prefix!r}.")
+        return self._kept().stored_keys(prefix)
+
+    def stored(self, prefix: str | None = None) -> Iterator[K]:
+        """Do the same as `stored_keys`; this is its old name."""
+        return self.stored_keys(prefix)
 
     def _kept(self) -> Keeper:
         if self._keeper is None:

@@ -105,6 +105,11 @@ UNION ALL
 SELECT i.id, i.data FROM heads h CROSS JOIN items i ON i.id BETWEEN h.id << 30 AND (h.id << 30) + (1 << 30) - 1
 WHERE h.space = ? AND h.key = ?
 """
+# From one key to the next in the index. By row number, SQLite would read and sort all rows of the space for each slice.
+_HEADS_OF: Final = """
+SELECT id, key, state FROM heads INDEXED BY heads_by_key
+WHERE space = ? AND key > ? AND (expire_at IS NULL OR expire_at > ?) ORDER BY key LIMIT ?
+"""
 _FIRST: Final = -(1 << 63)
 _SLICE: Final = 256
 _SHOWN: Final = 80  # characters of a key in a message
@@ -682,17 +687,13 @@ class SQLiteStore(_OpenStore):
                 yield state.head(space, decode_key(key))
 
     def _slices(self, space: str) -> Iterator[tuple[int, bytes, bytes]]:
-        name, last = space.encode(), -1
-        select = (
-            "SELECT id, key, state FROM heads "
-            "WHERE id > ? AND space = ? AND (expire_at IS NULL OR expire_at > ?) ORDER BY id LIMIT ?"
-        )
+        name, last = space.encode(), b""  # no key is empty
         while True:
-            values = (last, name, self._timer(), _SLICE)
-            rows = self._read(lambda c, values=values: c.execute(select, values).fetchall())  # type: ignore[misc]
-            for number, key, sealed in rows:
-                last = number
-                yield number, key, sealed
+            values = (name, last, self._timer(), _SLICE)
+            rows = self._read(lambda c, values=values: c.execute(_HEADS_OF, values).fetchall())  # type: ignore[misc]
+            for row in rows:
+                last = row[1]
+                yield row
             if len(rows) < _SLICE:
                 return
 

@@ -539,6 +539,49 @@ def test_what_was_taken_is_a_list_of_its_own(store: Any) -> None:
         assert ["bob"] == list(chats.stored())
 
 
+def test_stored_keys_with_a_prefix_are_texts_that_start_with_it(tmp_path: Path) -> None:
+    """Keys in the store and keys that wait to be saved, each once; a key that is not text has no prefix."""
+    with Registry[Any, list[str]](maxsize=2, store=f"sqlite:{tmp_path}/a.db", name="chats") as chats:
+        for key in ("user:1", "user:2", "room:1", 7, ("user:", 3), b"user:4", None, "us"):
+            chats[key] = ["hello"]
+        chats.flush()
+        chats["user:5"] = ["not saved yet"]
+        del chats["user:2"]
+
+        assert ["user:1", "user:5"] == sorted(chats.stored_keys(prefix="user:"))
+        assert {"user:1", "user:5", "room:1", "us"} == set(chats.stored_keys(prefix=""))
+        assert {"user:1", "user:5", "room:1", "us", 7, ("user:", 3), b"user:4", None} == set(chats.stored_keys())
+        assert sorted(map(repr, chats.stored_keys())) == sorted(map(repr, chats.stored()))
+        with pytest.raises(TypeError, match=r"`prefix` must be text or None, got 7\."):
+            chats.stored_keys(prefix=7)  # type: ignore[arg-type]
+
+
+def test_stored_keys_needs_a_store() -> None:
+    """A registry without a store says so at the call, and not at the first step of the loop."""
+    with pytest.raises(ValueError, match="without a store"):
+        Registry[str, int]().stored_keys()
+
+
+def test_each_linked_attribute_lists_its_own_stored_keys(tmp_path: Path) -> None:
+    """Attributes that are evicted together are stored in spaces of their own."""
+
+    @bounded_registry("seen", "chats", maxsize=2, store=f"sqlite:{tmp_path}/a.db")
+    class Bot:
+        def __init__(self) -> None:
+            self.seen: dict[str, int] = {}
+            self.chats: dict[str, list[str]] = {}
+
+    bot = Bot()
+    for n in range(4):
+        bot.seen[f"user:{n}"] = n
+    bot.chats["user:0"] = ["hello"]
+    keys: Any = (bot.seen, bot.chats)
+
+    assert ["user:0", "user:1", "user:2", "user:3"] == sorted(keys[0].stored_keys("user:"))
+    assert ["user:0"] == list(keys[1].stored_keys())
+    shutdown()
+
+
 def test_one_list_under_two_keys_becomes_two(store: Any) -> None:
     """An entry is a log of its own."""
     with Registry[str, Any](store=store, name="chats") as chats:

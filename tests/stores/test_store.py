@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import sqlite3
 import sys
 import threading
 import warnings
@@ -14,6 +15,7 @@ import pytest
 
 from hygiene.errors import NotStorable, StoreError, StoreUnavailable, VersionConflict
 from hygiene.stores import Delete, Head, Record, SaveLog, SaveValue, SQLiteStore, Store, open_store
+from hygiene.stores.sqlite import _HEADS_OF
 from hygiene.testing import ManualClock
 
 PATIENCE = 20.0
@@ -208,6 +210,45 @@ def test_iteration_goes_over_everything_and_holds_nothing_meanwhile(store: SQLit
     assert (0, 600) == (store.count("s"), store.count("t"))
     assert list(range(600)) == list(store.keys("t"))
     assert [("t", n, "value") for n in range(600)] == [(head.space, head.key, head.kind) for head in store.heads("t")]
+
+
+def test_listing_keys_takes_work_in_proportion_to_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and heads are listed from one to the next: four times as many take about four times the work."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = real(*arguments, **options)
+        connection.set_progress_handler(count, 50)
+        return connection
+
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    work = {}
+    with SQLiteStore(path, check=False) as store:
+        for space, number in (("few", 600), ("many", 2400)):
+            store.save([SaveLog(space, f"user {n}") for n in range(number)])
+            steps = 0
+            listed = list(store.keys(space))
+            work[space] = steps
+
+            assert {f"user {n}" for n in range(number)} == set(listed)
+            assert number == len(listed)
+    assert 0 < work["few"]
+    assert work["many"] < 6 * work["few"]
+
+
+def test_a_slice_of_keys_is_read_from_the_index_without_sorting(path: Path) -> None:
+    """Each slice begins in the index where the one before it ended."""
+    with SQLiteStore(path) as store:
+        store.save([SaveLog("s", n) for n in range(1000)])
+        explain = "EXPLAIN QUERY PLAN " + _HEADS_OF
+        plan = [row[3] for row in store._read(lambda c: c.execute(explain, (b"s", b"", 0.0, 256)).fetchall())]
+
+    assert ["SEARCH heads USING INDEX heads_by_key (space=? AND key>?)"] == plan
 
 
 def test_what_is_deleted_during_a_loop_is_left_out(store: SQLiteStore) -> None:
