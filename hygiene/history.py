@@ -392,6 +392,50 @@ class History(list[T]):
     # For what unpickling, or a subclass before its own ``super().__init__()``, appends: no limits yet.
     _hygiene: _Window = _Window(_NO_LIMITS)
 
+    # Without items and hooks nothing says what comes in: it is anything, and not nothing.
+    @overload
+    def __init__(
+        self: History[Any],
+        source: tuple[()] = (),
+        /,
+        *,
+        maxlen: int | None = None,
+        max_bytes: Size | None = None,
+        keep_first: int = 0,
+        compact: bool = False,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: tuple[()] = (),
+        /,
+        *,
+        maxlen: int | None = None,
+        max_tokens: int | None = None,
+        count_tokens: Callable[[T], float] | None = None,
+        max_bytes: Size | None = None,
+        keep_first: int = 0,
+        on_trim: Callable[[list[T]], object] | None = None,
+        summarize: Callable[[list[T]], T | None] | None = None,
+        getsizeof: Callable[[T], float] | None = None,
+        compact: bool = False,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[T],
+        /,
+        *,
+        maxlen: int | None = None,
+        max_tokens: int | None = None,
+        count_tokens: Callable[[T], float] | None = None,
+        max_bytes: Size | None = None,
+        keep_first: int = 0,
+        on_trim: Callable[[list[T]], object] | None = None,
+        summarize: Callable[[list[T]], T | None] | None = None,
+        getsizeof: Callable[[T], float] | None = None,
+        compact: bool = False,
+    ) -> None: ...
     def __init__(
         self,
         source: Iterable[T] = (),

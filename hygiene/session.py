@@ -360,7 +360,7 @@ class Session(_Base):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> bool:
+    ) -> bool | None:  # not bool: a type checker would take every block for one that may swallow exceptions
         self._leave()
         return self._end(error)
 
@@ -609,7 +609,7 @@ class AsyncSession(_Base):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> bool:
+    ) -> bool | None:  # not bool: a type checker would take every block for one that may swallow exceptions
         self._leave()
         return await self._end(error)
 
@@ -1192,7 +1192,7 @@ class managed_session(Generic[S_co, A_co]):  # noqa: N801 - reads as the verb th
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> bool:
+    ) -> bool | None:  # not bool: a type checker would take every block for one that may swallow exceptions
         session = self._session
         if type(session) is not Session:
             raise RuntimeError(f"{self!r} was not entered with `with`")
@@ -1222,7 +1222,7 @@ class managed_session(Generic[S_co, A_co]):  # noqa: N801 - reads as the verb th
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> bool:
+    ) -> bool | None:  # not bool: a type checker would take every block for one that may swallow exceptions
         session = self._session
         if type(session) is not AsyncSession:
             raise RuntimeError(f"{self!r} was not entered with `async with`")

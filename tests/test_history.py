@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import deque
 from itertools import count, islice
+from typing import get_overloads
 
 import msgspec
 import orjson
@@ -1371,6 +1372,15 @@ TestByLength = ByLength.TestCase
 TestByLengthBehindAHead = ByLengthBehindAHead.TestCase
 TestByTokens = ByTokens.TestCase
 TestByBothBehindAHead = ByBothBehindAHead.TestCase
+
+
+def test_what_a_history_is_made_without_is_anything_to_a_type_checker():
+    """And not nothing, which no append would fit into. What the checkers say is in `typing_tests`."""
+    without, hooked, filled = get_overloads(History.__init__)
+
+    assert "History[Any]" == without.__annotations__["self"]
+    assert {"on_trim", "summarize"} <= hooked.__annotations__.keys()
+    assert "Iterable[T]" == filled.__annotations__["source"]
 
 
 class WithSummaries(RuleBasedStateMachine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from hygiene import (
     AsyncSession,
     Holder,
     ManagedLocal,
+    MemoryMonitor,
     Pool,
     PoolLease,
     PoolStats,
@@ -24,15 +26,21 @@ from hygiene import (
     Registry,
     SharedResource,
     ShutdownReport,
+    Store,
+    WriteBehind,
     ashutdown,
     current_session,
+    expose,
     managed_local,
     managed_pool,
     managed_session,
+    open_store,
     owns,
+    profile_memory,
     register_cleanup,
     shared_resource,
     shutdown,
+    watch_growth,
     weak_listeners,
 )
 from hygiene import Session as OpenSession
@@ -156,6 +164,110 @@ async def use_async_pool() -> None:
     lease.release()
     async with managed_pool(connect) as sessions:
         assert_type(sessions, AsyncPool[Session])
+
+
+# A function that returns out of a block returns on each path: no block swallows what its body raises.
+
+
+def return_from_sessions() -> int:
+    if os.environ:
+        with managed_session():
+            return 1
+    if os.environ:
+        with managed_session(sqlite3.connect, ":memory:"):
+            return 2
+    with OpenSession():
+        return 3
+
+
+async def return_from_async_sessions() -> int:
+    if os.environ:
+        async with managed_session():
+            return 1
+    if os.environ:
+        async with managed_session(connect):
+            return 2
+    async with AsyncSession():
+        return 3
+
+
+def return_from_a_pool(pool: Pool[Session]) -> int:
+    if os.environ:
+        with pool:
+            return 1
+    if os.environ:
+        with pool.acquire():
+            return 2
+    if os.environ:
+        with pool.lease():
+            return 3
+    with managed_pool(Session):
+        return 4
+
+
+async def return_from_an_async_pool(pool: AsyncPool[Session]) -> int:
+    if os.environ:
+        async with pool:
+            return 1
+    if os.environ:
+        async with pool.acquire():
+            return 2
+    async with managed_pool(connect):
+        return 3
+
+
+def return_from_a_registry() -> int:
+    if os.environ:
+        with registry:
+            return 1
+    with registry.lease("a"):
+        return 2
+
+
+async def return_from_an_async_registry() -> int:
+    if os.environ:
+        async with registry:
+            return 1
+    async with registry.lease("a"):
+        return 2
+
+
+def return_from_a_shared_resource() -> int:
+    with index.lease("a"):
+        return 1
+
+
+async def return_from_an_async_shared_resource() -> int:
+    async with client.lease():
+        return 1
+
+
+def return_from_a_store() -> int:
+    if os.environ:
+        with open_store("sqlite:a.db") as store:
+            assert_type(store, Store)
+            return 1
+    with WriteBehind(open_store("sqlite:a.db")):
+        return 2
+
+
+async def return_from_a_writer() -> int:
+    async with WriteBehind(open_store("sqlite:a.db")):
+        return 1
+
+
+def return_from_what_watches() -> int:
+    if os.environ:
+        with MemoryMonitor():
+            return 1
+    if os.environ:
+        with profile_memory():
+            return 2
+    if os.environ:
+        with watch_growth():
+            return 3
+    with expose("a.socket"):
+        return 4
 
 
 # Cleanups.

@@ -118,6 +118,43 @@ assert_type(history[0], str)
 assert_type(list(history), list[str])
 assert_type(history.pop(), str)
 
+# What it is made without does not make it one of nothing.
+
+unknown = History(maxlen=3)
+assert_type(unknown, History[Any])
+unknown.append("hello")
+unknown += [1]
+nothing_yet = History((), max_bytes="64KiB", keep_first=1, compact=True)
+assert_type(nothing_yet, History[Any])
+nothing_yet.append(b"hello")
+unbounded = History()
+unbounded.append(1.5)
+narrow: History[str] = History(maxlen=3)
+narrow.append(3)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def shorten(gone: list[str]) -> str:
+    return " ".join(gone)
+
+
+def tokens(text: str) -> int:
+    return len(text)
+
+
+assert_type(History(maxlen=3, summarize=shorten), History[str])
+assert_type(History(max_tokens=3, count_tokens=tokens), History[str])
+assert_type(History(["a"], maxlen=3), History[str])
+
+
+class Transcript(History[str]):
+    def __init__(self) -> None:
+        super().__init__(maxlen=3)
+        self.notes: list[int] = History(maxlen=2)
+
+
+assert_type(Transcript()[0], str)
+assert_type(Transcript().notes, list[int])
+
 chats: Registry[str, list[str]] = Registry(maxsize=2, values=partial(History, maxlen=50))
 assert_type(chats["a"], list[str])
 

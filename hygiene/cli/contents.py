@@ -279,8 +279,9 @@ def told(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
     *value* as JSON can say it, so that `restored` gives it back.
 
     What JSON knows stands for itself. The rest is an object with one name that begins with a dollar: ``$bytes``
-    (base64), ``$datetime`` (ISO 8601), ``$float`` (nan, inf, -inf), ``$tuple``, and ``$dict``, pairs of key and value,
-    for one with keys that are no text, or that begin with a dollar themselves.
+    (base64), ``$datetime`` (ISO 8601, with ``$fold`` beside it if its fold is 1), ``$float`` (nan, inf, -inf),
+    ``$tuple``, and ``$dict``, pairs of key and value, for one with keys that are no text, or that begin with a dollar
+    themselves.
 
     Raises:
         NotStorable: it is something else, as only pickle can store it.
@@ -301,7 +302,7 @@ def told(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
     if kind is bytes:
         return {"$bytes": b64encode(value).decode()}
     if kind is datetime:
-        return {"$datetime": value.isoformat()}
+        return {"$datetime": value.isoformat(), **({"$fold": 1} if value.fold else {})}
     raise NotStorable(f"plain data was wanted; found {kind.__module__}.{kind.__qualname__}")
 
 
@@ -315,7 +316,7 @@ def restored(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
         case {"$bytes": str(text)}:
             return b64decode(text)
         case {"$datetime": str(text)}:
-            return datetime.fromisoformat(text)
+            return datetime.fromisoformat(text).replace(fold=value.get("$fold", 0))
         case {"$float": str(text)}:
             return float(text)
         case {"$tuple": list(items)}:

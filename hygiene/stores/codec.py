@@ -30,6 +30,7 @@ _PICKLE: Final = b"\x02"
 _START: Final = 5
 _SHOWN: Final = 80  # characters of a key in a message
 _DATETIME: Final = 1
+_FOLDED: Final = 2  # a datetime with fold=1, which ISO 8601 cannot express
 # 200 is far beyond what a message needs and far below the interpreter's limit of 1,000 frames: what could be encoded
 # by a caller with a short stack must be decodable by one with a long stack.
 _DEEPEST: Final = 200
@@ -185,7 +186,7 @@ def _scan(value: Any, depth: int) -> bool:
                 dates |= _scan(item, depth + 1)
         return dates
     if kind is datetime:
-        if datetime.fromisoformat(value.isoformat()) != value:
+        if not _is_exact(value):
             raise _RefusedError
         return True
     if kind in _ATOMS:
@@ -200,12 +201,23 @@ def _with_dates(value: Any) -> Any:
         return {key: _with_dates(item) for key, item in value.items()}
     if kind is list:
         return [_with_dates(item) for item in value]
-    return msgspec.msgpack.Ext(_DATETIME, value.isoformat().encode()) if kind is datetime else value
+    if kind is datetime:
+        return msgspec.msgpack.Ext(_FOLDED if value.fold else _DATETIME, value.isoformat().encode())
+    return value
+
+
+def _is_exact(when: datetime) -> bool:
+    """True if *when* comes back equal from ISO 8601, but for its fold."""
+    back = datetime.fromisoformat(when.isoformat())
+    # A zone without an offset would be dropped. Only the naive datetime without a zone has a place on the time line.
+    return back == when and (back.tzinfo is None) is (when.tzinfo is None)
 
 
 def _extension(code: int, data: memoryview) -> Any:
     if code == _DATETIME:
         return datetime.fromisoformat(bytes(data).decode())
+    if code == _FOLDED:
+        return datetime.fromisoformat(bytes(data).decode()).replace(fold=1)
     raise StoreError(f"a value has an extension of kind {code}, which a newer version of this library has written")
 
 
@@ -236,8 +248,10 @@ def _find(value: Any, path: str, depth: int) -> tuple[str, Any, str] | None:  # 
                 return found
         return None
     if kind is datetime:
-        if datetime.fromisoformat(value.isoformat()) == value:
+        if _is_exact(value):
             return None
+        if value.utcoffset() is None:
+            return path, value, "its zone has no offset, and would be lost; store value.replace(tzinfo=None)"
         return path, value, "a time that its zone has twice or never comes back as another; store value.astimezone(UTC)"
     if kind in _ATOMS:
         return None if _encodes(value) else (path, value, _HINTS[kind])

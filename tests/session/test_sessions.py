@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hygiene.registry import Registry
-from hygiene.session import Session, current_session, managed_session
+from hygiene.session import AsyncSession, Session, current_session, managed_session
 
 
 class Resource:
@@ -614,3 +614,12 @@ def test_a_decorator_without_parentheses_says_so_when_the_function_is_called() -
 
     with pytest.raises(TypeError, match=r"Decorate with parentheses: @managed_session\(\)"):
         work()
+
+
+@pytest.mark.parametrize("kind", [Session, AsyncSession, managed_session], ids=lambda kind: kind.__name__)
+def test_a_function_may_return_out_of_a_block(kind: Any) -> None:
+    """What type checkers take ``-> bool`` for is a block that swallows exceptions, after which a function goes on."""
+    exits = [getattr(kind, name) for name in ("__exit__", "__aexit__") if hasattr(kind, name)]
+
+    assert exits
+    assert ["bool | None"] * len(exits) == [function.__annotations__["return"] for function in exits]

@@ -6,13 +6,17 @@ import dataclasses
 import enum
 import math
 import pickle
+import re
+import time
 from collections import OrderedDict
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from datetime import time as clock
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,6 +101,90 @@ def test_a_time_keeps_its_offset_and_a_naive_one_stays_naive() -> None:
 
     assert times == found
     assert [None, timedelta(hours=2)] == [time.utcoffset() for time in found]
+
+
+@given(DATES)
+def test_a_time_keeps_its_fold(when: datetime) -> None:
+    """Without it, a naive one in the hour that a clock shows twice is another instant, which ``==`` does not see."""
+    found = back([when, {"at": when}])
+
+    assert [when.fold, when.fold] == [found[0].fold, found[1]["at"].fold]
+    assert [when.isoformat()] * 2 == [found[0].isoformat(), found[1]["at"].isoformat()]
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of this process cannot be set")
+@pytest.mark.parametrize("codec", [MSGPACK, PICKLE], ids=["msgpack", "pickle"])
+def test_a_naive_time_of_the_hour_that_comes_twice_is_the_same_instant(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two it is, and also the one that a clock skips in spring."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        hours = [datetime(2020, 10, 25, 2, 30), datetime(2020, 3, 29, 2, 30)]  # noqa: DTZ001
+        times = [hour.replace(fold=fold) for hour in hours for fold in (0, 1)]
+        found = [back(when, codec).timestamp() for when in times]
+
+        assert 4 == len({when.timestamp() for when in times})
+        assert [when.timestamp() for when in times] == found
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_fold_that_means_nothing_is_kept() -> None:
+    """At an hour that comes once, and with an offset, it changes no instant."""
+    times = [
+        datetime(2024, 5, 1, 12, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
+        datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=UTC),
+    ]
+    found = back(times)
+
+    assert times == found
+    assert [1, 1] == [when.fold for when in found]
+
+
+def test_a_row_with_a_fold_is_refused_by_name_where_it_is_not_known() -> None:
+    """A version that does not know it must not take it for the other hour: it is an extension of another kind."""
+    plain, folded = (MSGPACK.encode(datetime(2020, 10, 25, 2, 30, fold=fold)) for fold in (0, 1))  # noqa: DTZ001
+
+    assert [1, 2] == [msgspec.msgpack.decode(row[5:]).code for row in (plain, folded)]
+
+
+class Nowhere(tzinfo):
+    """A zone that does not know where it is."""
+
+    def utcoffset(self, when: datetime | None) -> None: ...
+
+
+class Moment(datetime):
+    """A datetime as pandas and freezegun have them."""
+
+
+@pytest.mark.parametrize(
+    ("when", "what"),
+    [
+        (datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")), "astimezone(UTC)"),
+        (datetime(2024, 3, 31, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")), "astimezone(UTC)"),
+        (datetime(2024, 5, 1, tzinfo=Nowhere()), "replace(tzinfo=None)"),
+        (Moment(2024, 5, 1, fold=1, tzinfo=UTC), "Moment"),
+        (clock(2, 30, fold=1), "datetime.time"),
+        (clock(2, 30, fold=1, tzinfo=UTC), "datetime.time"),
+    ],
+    ids=["twice", "never", "no offset", "subclass", "time", "time with a zone"],
+)
+def test_a_time_that_would_be_another_is_refused(when: Any, what: str) -> None:
+    with pytest.raises(NotStorable, match=re.escape(what)):
+        MSGPACK.encode({"at": [when]})
+
+
+@pytest.mark.parametrize("key", [datetime(2020, 10, 25, 2, 30, fold=1), clock(2, 30, fold=1)], ids=["date", "time"])  # noqa: DTZ001
+def test_a_time_is_no_key(key: Any) -> None:
+    """Neither of an entry nor inside of one, so nothing can be found under another hour."""
+    with pytest.raises(NotStorable):
+        encode_key(key)
+    with pytest.raises(NotStorable, match=r"store str\(key\)"):
+        MSGPACK.encode({key: 1})
 
 
 def test_not_a_number_comes_back_as_such() -> None:
