@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -202,12 +202,22 @@ def tiny(benchmarks, monkeypatch: pytest.MonkeyPatch):
     }
 
 
+def is_rectangular(table: str) -> bool:
+    """True if each line of a Markdown table has as many columns as the first."""
+    return 1 == len({line.count("|") for line in table.splitlines()})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", PROMISES)
 def test_every_promise_has_a_row(
-    benchmarks, tiny, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    benchmarks, tiny, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A promise is measured and printed, and the same stands in the JSON."""
+    """A promise is measured and printed; the JSON and the Markdown tables, which can be pasted, have the same rows."""
     file = tmp_path / "found.json"
+    reports: list[Any] = []
+    module = getattr(benchmarks, suite)
+    run = module.run
+    monkeypatch.setattr(module, "run", lambda *arguments: reports.append(run(*arguments)) or reports[-1])
 
     code = benchmarks.__main__.main([suite, "--json", str(file)], tiny[suite])
 
@@ -220,6 +230,8 @@ def test_every_promise_has_a_row(
         assert row["what"].startswith(start)
         assert row["note"].startswith(UNMEASURED) is (row["value"] is None)
         assert row["what"] in printed
+    for table in "\n".join(benchmarks.__main__.markdown(reports[0])).strip().split("\n\n"):
+        assert is_rectangular(table)
 
 
 def test_the_registry_hits_what_an_exact_lru_hits(benchmarks, tiny, real_data: Path) -> None:
@@ -248,6 +260,7 @@ def test_both_bodies_are_measured_in_one_run(benchmarks) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_second_copy_of_the_library_leaves_no_trace(benchmarks) -> None:
     """Who imports the benchmarks has the library as before, and an environment that is as it was."""
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "hygiene"}
@@ -280,16 +293,20 @@ def test_arrays_outside_python_are_counted(benchmarks) -> None:
     assert 0 == beside("Registry in Python", ttl=60, idle=60)
 
 
-@pytest.mark.parametrize("suite", PROMISES)
-def test_the_markdown_table_has_as_many_columns_in_each_line(
-    benchmarks, tiny, suite: str, capsys: pytest.CaptureFixture[str]
+def test_markdown_prints_two_tables(
+    benchmarks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `--markdown` prints can be pasted into the documentation as it is."""
-    benchmarks.__main__.main([suite, "--markdown"], tiny[suite])
+    """What `--markdown` prints can be pasted into the documentation unchanged."""
+    report = benchmarks.registries.Report(ratios={"read": {"dict": 1.0, "Registry": 1.1}, "write": {"dict": 1.0}})
+    report.rows.append(benchmarks.registries.Row("read", 1.1, "x", 1.5))
+    monkeypatch.setattr(benchmarks.registries, "run", lambda *_: report)
+
+    benchmarks.__main__.main(["registries", "--markdown"])
 
     rows, times = capsys.readouterr().out.strip().split("\n\n")
-    for table in (rows, times):
-        assert 1 == len({line.count("|") for line in table.splitlines()})
+    assert "| read | 1.10 x | at most 1.5 |" in rows
+    assert is_rectangular(rows)
+    assert is_rectangular(times)
 
 
 def test_a_contender_that_is_absent_is_named(benchmarks) -> None:
@@ -475,6 +492,7 @@ def test_a_soak_of_no_time_is_refused(benchmarks, capsys: pytest.CaptureFixture[
     assert "--minutes must be positive; found 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_soak_loses_nothing_and_draws_both_curves(
     benchmarks, tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

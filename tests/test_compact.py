@@ -647,6 +647,7 @@ def test_tokens_are_counted_once():
     assert sealed(history)
 
 
+@pytest.mark.slow
 def test_max_bytes_counts_what_is_sealed_at_its_share():
     """Several times as many messages fit into the same memory, and stay there when copied, pickled or loaded."""
     plain, history = History(max_bytes="64KiB"), History(compact=True, max_bytes="64KiB")
@@ -949,6 +950,7 @@ def test_a_conversation_comes_back_from_its_store(tmp_path):
 # In use by many.
 
 
+@pytest.mark.slow
 def test_readers_in_other_threads_see_items_in_their_places():
     """However it is appended, trimmed, sealed and laid open meanwhile: an item, and the neighbour behind it."""
     history = History(compact=True, maxlen=300)
@@ -1106,6 +1108,7 @@ def memory_of(make, texts):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_long_conversation_takes_a_fifth_of_the_memory(real_data):
     """Measured with real ones, of a thousand messages and more, the open part included."""
     texts = conversations(real_data / "irc_messages.jsonl.gz", 1000)

@@ -18,6 +18,8 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 ROOT = Path(__file__).resolve().parent.parent
+# They run commands and servers for seconds.
+SLOW = {"docs/how-to/find-the-leak.md", "docs/tutorial.md", "docs/how-to/survive-a-restart.md"}
 DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 
 
@@ -59,7 +61,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in DOCUMENTS]
+)
 def test_each_block_runs(name: str, module: str) -> None:
     """What the documentation shows works."""
     run(ROOT / name, module)

@@ -173,6 +173,7 @@ def test_one_that_nobody_holds_goes_on():
         shutdown()
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_takes_its_file_along(home):
     process, path = start(SERVER)
     assert process.pid == frame(path).report.pid
@@ -410,6 +411,7 @@ def test_many_silent_peers_keep_nobody_out_for_long(hasty):
         assert os.getpid() == frame(exposure.path).report.pid
 
 
+@pytest.mark.slow
 def test_it_goes_on_when_no_descriptor_was_free():
     source = """
         import os, resource, sys
@@ -577,6 +579,7 @@ def test_what_does_not_answer_is_not_waited_for(home):
 # Files
 
 
+@pytest.mark.slow
 def test_the_file_of_a_killed_process_is_replaced(home):
     place = home / "own.sock"
     process, path = start(SERVER, place)
@@ -592,6 +595,7 @@ def test_the_file_of_a_killed_process_is_replaced(home):
     assert not place.exists()
 
 
+@pytest.mark.slow
 def test_the_files_of_killed_processes_are_removed_by_the_next_one(home):
     killed = [start(SERVER) for _ in range(2)]
     alive, kept = start(SERVER)
@@ -604,6 +608,7 @@ def test_the_files_of_killed_processes_are_removed_by_the_next_one(home):
     assert 0 == end(alive)
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_name_get_different_files():
     """And so do two of one number, as two containers with one folder have them."""
     (first, one), (second, two) = start(SERVER), start(SERVER)
@@ -616,6 +621,7 @@ def test_two_processes_of_one_name_get_different_files():
         assert sorted([here.path, there.path]) == exposed()
 
 
+@pytest.mark.slow
 def test_a_path_at_which_another_process_answers_is_left_to_it(home):
     process, path = start(SERVER, home / "taken.sock")
 
@@ -627,6 +633,7 @@ def test_a_path_at_which_another_process_answers_is_left_to_it(home):
     assert 0 == end(process)
 
 
+@pytest.mark.slow
 def test_many_that_want_one_path_at_once_do_not_take_it_from_each_other(home):
     """The file of a dead one is there, and one of them takes its place."""
     process, path = start(SERVER, home / "wanted.sock")
@@ -705,6 +712,7 @@ def test_a_failure_to_start_leaves_nothing_behind(home, monkeypatch):
 # Forks
 
 
+@pytest.mark.slow
 def test_after_a_fork_the_child_lets_go_and_the_parent_goes_on(home):
     source = """
         import os, sys, warnings
@@ -731,6 +739,7 @@ def test_after_a_fork_the_child_lets_go_and_the_parent_goes_on(home):
     assert not Path(path).exists()
 
 
+@pytest.mark.slow
 def test_a_forked_child_can_be_exposed_by_itself(home):
     source = """
         import os, sys, warnings
@@ -765,6 +774,7 @@ def test_a_report_that_cannot_be_made_is_told_so_and_nothing_ends(monkeypatch):
         assert os.getpid() == frame(exposure.path).report.pid
 
 
+@pytest.mark.slow
 def test_of_very_many_registries_the_largest_are_told():
     many = [Registry(name=f"many {number}") for number in range(1_200)]
     many[700].update((key, key) for key in range(5))

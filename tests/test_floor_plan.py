@@ -59,6 +59,7 @@ def modules(root: Path) -> Iterator[tuple[str, str, set[str]]]:
         yield str(inner), inner.parts[0].removesuffix(".py"), set(imports(ast.parse(path.read_text())))
 
 
+@pytest.mark.slow
 def test_each_module_stands_on_a_floor(project_root: Path) -> None:
     """A new module has to be given a place before it can be imported."""
     homeless = {module for _, module, _ in modules(project_root)} - {*PLACE, "__init__"}
@@ -66,6 +67,7 @@ def test_each_module_stands_on_a_floor(project_root: Path) -> None:
     assert set() == homeless
 
 
+@pytest.mark.slow
 def test_imports_point_down(project_root: Path) -> None:
     """No module imports from its own floor (but where the order is given) or from one above."""
     wrong = []
@@ -81,6 +83,7 @@ def test_imports_point_down(project_root: Path) -> None:
     assert [] == wrong
 
 
+@pytest.mark.slow
 def test_the_core_imports_only_what_it_declares(project_root: Path) -> None:
     """An installation without extras can import everything below the edges."""
     declared = tomllib.loads((project_root / "pyproject.toml").read_text())["project"]["dependencies"]

@@ -410,6 +410,7 @@ def test_a_hook_that_puts_everything_back_does_not_run_for_ever():
     assert [[1]] == calls
 
 
+@pytest.mark.slow
 def test_a_finalizer_may_write_to_the_history():
     """An item that dies may use the list that it was in: no lock is held."""
 
@@ -1176,6 +1177,7 @@ def test_a_deque_beside_it_does_the_same():
     assert list(window) == history
 
 
+@pytest.mark.slow
 def test_on_real_traffic_each_user_has_the_last_fifty_messages(real_data):
     """221,056 messages of 17,777 users: every history ends as a deque of that length does."""
     histories, windows = {}, {}

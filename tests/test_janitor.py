@@ -186,6 +186,7 @@ def test_a_registry_in_use_does_not_wake_the_janitor(monkeypatch: pytest.MonkeyP
     assert ended(janitor)
 
 
+@pytest.mark.slow
 def test_there_is_no_thread_until_it_is_needed() -> None:
     """Neither at import nor for a registry in which nothing can fall due."""
     code = """
@@ -209,6 +210,7 @@ def test_there_is_no_thread_until_it_is_needed() -> None:
     assert "1 2 hygiene-janitor 1\n" == done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_a_janitor_of_its_own() -> None:
     """It visits there what it was watching."""

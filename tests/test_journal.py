@@ -742,6 +742,7 @@ def test_a_forked_child_finds_that_its_writer_knows_nothing_of_the_last_items(tm
 # Threads.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{}, {"maxlen": 40, "keep_first": 2}])
 def test_eight_threads_leave_log_and_list_in_the_same_order(limits, keep):
     """Who appends first is first in both."""

@@ -624,6 +624,7 @@ def test_a_released_resource_is_not_kept():
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_a_closed_object_is_not_kept():
     bot = Bot()
     gone = weakref.ref(bot)

@@ -110,6 +110,7 @@ OBSTACLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("environment", "reason"), OBSTACLES)
 def test_what_cannot_be_compiled_is_one_line_and_a_pure_wheel(
     tree: Path, compiler: None, environment: dict[str, str], reason: str
@@ -127,6 +128,7 @@ def test_what_cannot_be_compiled_is_one_line_and_a_pure_wheel(
     assert line.endswith("; everything works, reads are slower")
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_kernel_that_does_not_compile_is_no_failure(tree: Path, compiler: None) -> None:
     """Not even a mistake in the kernel keeps anybody from installing."""
@@ -139,6 +141,7 @@ def test_a_kernel_that_does_not_compile_is_no_failure(tree: Path, compiler: None
     assert "it could not be compiled (Cython refused it" in said(result)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize(("environment", "reason"), OBSTACLES)
 def test_who_builds_for_others_is_told_by_a_failure(
@@ -152,6 +155,7 @@ def test_who_builds_for_others_is_told_by_a_failure(
     assert reason.removeprefix("it could not be compiled (") in result.stderr
 
 
+@pytest.mark.slow
 def test_a_compiler_makes_a_wheel_for_this_python(tree: Path, compiler: None, tmp_path: Path) -> None:
     """The wheel has the library, it can be imported, and the tree is as it was."""
     before = sorted(tree.rglob("*"))
@@ -171,6 +175,7 @@ def test_a_compiler_makes_a_wheel_for_this_python(tree: Path, compiler: None, tm
     assert before == after
 
 
+@pytest.mark.slow
 def test_an_editable_installation_compiles_beside_the_source(tree: Path, compiler: None) -> None:
     """The library lies where Python looks for it, and a build without one takes the old one away."""
     first = build(tree, "editable")
@@ -182,6 +187,7 @@ def test_an_editable_installation_compiles_beside_the_source(tree: Path, compile
     assert [] == libraries(tree)
 
 
+@pytest.mark.slow
 def test_a_pure_wheel_leaves_out_what_an_editable_installation_compiled(tree: Path) -> None:
     """A library that lies in the checkout fits one Python, and the wheel is for all."""
     (tree / LIBRARY).write_bytes(b"of another day")
@@ -192,6 +198,7 @@ def test_a_pure_wheel_leaves_out_what_an_editable_installation_compiled(tree: Pa
     assert LIBRARY not in built(tree)[1]
 
 
+@pytest.mark.slow
 def test_a_source_distribution_has_what_it_takes_to_compile_and_nothing_compiled(tree: Path) -> None:
     """Who builds from it compiles the kernel there."""
     (tree / LIBRARY).write_bytes(b"of another day")

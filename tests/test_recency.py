@@ -51,21 +51,25 @@ def run_linked(actions: list[tuple[str, int]], *, moves: bool) -> None:
     run(order, actions, moves=moves)
 
 
+@pytest.mark.slow
 @given(ACTIONS)
 def test_a_linked_order_is_least_recently_used_first(actions: list[tuple[str, int]]) -> None:
     run_linked(actions, moves=True)
 
 
+@pytest.mark.slow
 @given(ACTIONS)
 def test_a_linked_order_that_does_not_move_is_first_in_first_out(actions: list[tuple[str, int]]) -> None:
     run_linked(actions, moves=False)
 
 
+@pytest.mark.slow
 @given(ACTIONS)
 def test_a_cachetools_class_gives_its_own_order(actions: list[tuple[str, int]]) -> None:
     run(CachetoolsOrder(cachetools.LRUCache), actions, moves=True)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(["rank", "discard", "pop", "add"]), st.integers(0, 5), st.integers(0, 3))))
 def test_least_important_first_and_among_equals_the_oldest(actions: list[tuple[str, int, int]]) -> None:
     """What was popped and is added again is as important as it was."""

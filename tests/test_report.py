@@ -463,6 +463,7 @@ def test_what_cannot_be_told_is_named_and_the_rest_is_told():
     assert (broken, whole) == ({}, {})
 
 
+@pytest.mark.slow
 def test_a_report_is_safe_while_everything_comes_and_goes(tmp_path):
     """Other threads make, fill, close and drop what is being looked at."""
     over, failures, rounds = threading.Event(), [], []

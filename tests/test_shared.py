@@ -395,6 +395,7 @@ def test_after_fork_the_child_makes_its_own_and_closes_only_that(log: list[tuple
     write = os.open(os.devnull, os.O_WRONLY)  # for the close at exit
 
 
+@pytest.mark.slow
 def test_without_a_loop_shutdown_says_that_an_asynchronous_one_needs_one() -> None:
     """Nothing is reported as finished, and no coroutine is made that nobody awaits."""
     done = subprocess.run(
@@ -536,6 +537,7 @@ def test_after_close_the_next_call_makes_another(log: list[tuple[str, Any]]) -> 
     client.close()
 
 
+@pytest.mark.slow
 def test_collecting_the_local_closes_what_is_left(log: list[tuple[str, Any]]) -> None:
     client = managed_local(lambda: Client(log))
     client()

@@ -271,6 +271,7 @@ def test_the_estimate_is_within_15_percent_of_a_full_walk(kind: str, count: int)
     assert 0.85 * expected - 700 <= sizeof(conversation) <= 1.15 * expected + 300
 
 
+@pytest.mark.slow
 def test_real_conversations_are_within_15_percent(real_data: Path) -> None:
     """The messages of each user of a chat, those of a few words and those who never stop."""
     users: defaultdict[str, list[Any]] = defaultdict(list)
@@ -369,6 +370,7 @@ def test_no_code_of_the_value_runs() -> None:
             assert sizeof(filled) >= count * 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda inner: [inner] * 3, lambda inner: [[inner] for _ in range(40)], Plain])
 def test_the_work_is_bounded(make: Any) -> None:
     """However wide and deep: not all of a hundred thousand objects are asked."""
@@ -386,6 +388,7 @@ def test_the_work_is_bounded(make: Any) -> None:
     assert asked < 30_000
 
 
+@pytest.mark.slow
 def test_a_class_that_is_gone_is_forgotten() -> None:
     """What is known of classes keeps none of them alive, and is not mixed up with that of a later one."""
     for number in range(3000):
@@ -399,6 +402,7 @@ def test_a_class_that_is_gone_is_forgotten() -> None:
     assert [] == [kind for kind in object.__subclasses__() if kind.__name__ == "Passing"]
 
 
+@pytest.mark.slow
 def test_a_value_may_change_while_it_is_measured() -> None:
     """Another thread appends, deletes and replaces meanwhile."""
     value: dict[str, Any] = {"messages": [{"role": "user", "content": str(number)} for number in range(200)]}

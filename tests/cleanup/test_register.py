@@ -153,6 +153,7 @@ def test_a_decorator_with_a_mistake_fails_before_it_decorates() -> None:
         register_cleanup(on="never")  # type: ignore[call-overload]  # the mistake
 
 
+@pytest.mark.slow
 def test_a_handle_may_be_made_and_cancelled_while_others_run() -> None:
     """From many threads at once, without a lock: nothing is lost and nothing runs twice."""
     ran: list[int] = []
@@ -337,6 +338,7 @@ def test_an_interval_does_not_run_during_a_shutdown(janitor: Janitor) -> None:
     assert gone(janitor)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_intervals_and_pressure_go_on_in_a_forked_child() -> None:
     """Even if a run was under way at that moment: its thread does not exist in the child."""

@@ -753,6 +753,7 @@ def script(code: str, *, ok: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_exit_is_the_backstop() -> None:
     """Nobody has to call `shutdown`; and what it has run is not run again."""
     assert "b\na\n" == script("""
@@ -767,6 +768,7 @@ def test_the_exit_is_the_backstop() -> None:
     """)
 
 
+@pytest.mark.slow
 def test_the_exit_says_what_it_could_not_do() -> None:
     """Also in a program that has not set up logging."""
     out = script("""
@@ -780,6 +782,7 @@ def test_the_exit_says_what_it_could_not_do() -> None:
     assert "ZeroDivisionError" in out
 
 
+@pytest.mark.slow
 def test_nothing_starts_at_import() -> None:
     """No thread, no handler, nothing for the exit."""
     assert "1 0 True\n" == script(
@@ -790,6 +793,7 @@ def test_nothing_starts_at_import() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_none_of_the_cleanups_of_its_parent(tmp_path: Any) -> None:
     """A temporary folder is not deleted twice, nor a connection of the parent closed; the child's own run."""
@@ -812,6 +816,7 @@ def test_a_forked_child_has_none_of_the_cleanups_of_its_parent(tmp_path: Any) ->
     assert ["the child's", "the parent's", "pool closed by parent"] == out.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_child_forked_by_a_cleanup_can_shut_down() -> None:
     """The shutdown of the parent is not the child's: it neither waits for it nor takes itself for a part of it."""

@@ -106,6 +106,7 @@ def without_traceback(lines: list[str]) -> list[str]:
     return [line for line in lines if not other.match(line)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "wait"),
     [
@@ -131,6 +132,7 @@ def test_a_plain_program_leaves_its_blocks_first(signum: int, wait: str) -> None
     assert expected_code(signum) == code
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_program_with_worker_threads_waits_for_their_work(signum: int) -> None:
     """Python itself does so before the exit, and the cleanups come after it."""
@@ -157,6 +159,7 @@ def test_a_program_with_worker_threads_waits_for_their_work(signum: int) -> None
     assert expected_code(signum) == code
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("where", ["outside", "inside"])
 def test_an_event_loop_ends_its_tasks_and_then_runs_asynchronous_cleanups(signum: int, where: str) -> None:
@@ -186,6 +189,7 @@ def test_an_event_loop_ends_its_tasks_and_then_runs_asynchronous_cleanups(signum
     assert expected_code(signum) == code
 
 
+@pytest.mark.slow
 def test_the_signal_reaches_a_loop_that_is_about_to_end() -> None:
     """The task that does the cleanups is cancelled before its first step, and does them nevertheless."""
     lines, code = program(
@@ -203,6 +207,7 @@ def test_the_signal_reaches_a_loop_that_is_about_to_end() -> None:
     assert 143 == code
 
 
+@pytest.mark.slow
 def test_a_program_that_cancels_its_own_tasks_is_not_waited_for() -> None:
     """Whoever cancels all tasks and waits for them waits for the cleanups, too; not the other way round."""
     lines, code = program(
@@ -230,6 +235,7 @@ def test_a_program_that_cancels_its_own_tasks_is_not_waited_for() -> None:
     assert 0 == code
 
 
+@pytest.mark.slow
 def test_a_handler_that_is_there_already_is_asked() -> None:
     """It stops the program in its own way; the cleanups follow at the exit."""
     lines, code = program(
@@ -248,6 +254,7 @@ def test_a_handler_that_is_there_already_is_asked() -> None:
     assert 0 == code
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_handler_of_the_loop_works_beside_it(signum: int) -> None:
     """As a framework sets it with ``loop.add_signal_handler``, before."""
@@ -292,6 +299,7 @@ say("after run")
 """
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("where", ["before", "inside", "both"])
 def test_uvicorn_stops_gracefully_and_then_the_cleanups_run(signum: int, where: str) -> None:
@@ -309,6 +317,7 @@ def test_uvicorn_stops_gracefully_and_then_the_cleanups_run(signum: int, where: 
     assert code in {0, expected_code(signum)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "hang"),
     [
@@ -333,6 +342,7 @@ def test_a_hang_ends_at_the_deadline_and_keeps_no_cleanup_from_running(signum: i
         assert 128 + signum == code
 
 
+@pytest.mark.slow
 def test_where_no_thread_can_start_the_process_still_ends() -> None:
     """Of a hang at the exit itself on Python 3.12."""
     lines, code = program(
@@ -358,6 +368,7 @@ def test_where_no_thread_can_start_the_process_still_ends() -> None:
     assert "in _attempt" in out
 
 
+@pytest.mark.slow
 def test_a_task_that_hangs_does_not_keep_the_asynchronous_cleanups_from_running() -> None:
     lines, code = program(
         """
@@ -385,6 +396,7 @@ def test_a_task_that_hangs_does_not_keep_the_asynchronous_cleanups_from_running(
     assert 143 == code
 
 
+@pytest.mark.slow
 def test_a_cleanup_that_raises_changes_nothing_for_the_others() -> None:
     lines, code = program(
         """
@@ -405,6 +417,7 @@ def test_a_cleanup_that_raises_changes_nothing_for_the_others() -> None:
     assert 143 == code
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
     lines, code = program(
         """
@@ -424,6 +437,7 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
     assert -signal.SIGINT == code
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_ends_the_process_at_once() -> None:
     lines, code = program(
         """
@@ -443,6 +457,7 @@ def test_a_second_sigterm_ends_the_process_at_once() -> None:
     assert -signal.SIGTERM == code
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_signal_during_the_exit_does_not_break_off_the_cleanups(signum: int) -> None:
     lines, code = program(
@@ -461,6 +476,7 @@ def test_a_signal_during_the_exit_does_not_break_off_the_cleanups(signum: int) -
     assert 0 == code
 
 
+@pytest.mark.slow
 def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored() -> None:
     """As with ``nohup``."""
     lines, code = program(
@@ -477,6 +493,7 @@ def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored() -> None
     assert 0 == code
 
 
+@pytest.mark.slow
 def test_a_forked_child_stops_by_itself() -> None:
     """It has the handlers of its parent, and cleanups of its own only."""
     lines, code = program(
@@ -499,6 +516,7 @@ def test_a_forked_child_stops_by_itself() -> None:
     assert 0 == code
 
 
+@pytest.mark.slow
 def test_uninstalled_handlers_are_gone_and_a_stop_is_called_off() -> None:
     """The program goes on, as long as it likes."""
     lines, code = program(

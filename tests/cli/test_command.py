@@ -25,6 +25,7 @@ def log(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_replay_prints_a_table_and_names_broken_lines(hygiene, log):
     """The table goes to standard output, what is to be said about the log to standard error."""
     code, out, err = hygiene("replay", log, "--maxsize", 4)
@@ -51,6 +52,7 @@ def test_what_is_odd_in_a_log_is_summed_up(hygiene, tmp_path):
     assert "1 messages were older than one before them and counted as just as late.\n" in err
 
 
+@pytest.mark.slow
 def test_replay_as_json_is_json_alone(hygiene, log):
     """With --json standard output is one object with the counts of both bots."""
     code, out, _ = hygiene("replay", log, "--json", "--maxsize", 4, "--idle", "5m", "--history", 3)
@@ -74,6 +76,7 @@ def test_replay_as_json_is_json_alone(hygiene, log):
     )
 
 
+@pytest.mark.slow
 def test_another_key_makes_other_conversations(hygiene, log):
     """--key names the field that tells conversations apart."""
     _, out, _ = hygiene("replay", log, "--json", "--key", "nick")
@@ -81,6 +84,7 @@ def test_another_key_makes_other_conversations(hygiene, log):
     assert 4 == json.loads(out)["plain"]["held"]
 
 
+@pytest.mark.slow
 def test_replay_writes_the_page(hygiene, log, tmp_path):
     """--html writes one file and says where; --json stays JSON."""
     page = tmp_path / "report.html"
@@ -162,6 +166,7 @@ def test_a_wrong_option_is_a_usage_error(hygiene, log, arguments):
     assert arguments[0] in err
 
 
+@pytest.mark.slow
 def test_a_log_without_time_and_an_idle_limit_is_an_error(hygiene, tmp_path):
     """An idle limit needs to know when."""
     path = tmp_path / "log.jsonl"
@@ -190,6 +195,7 @@ def test_run_is_there_for_who_mounts_the_app(hygiene):
     assert 2 == ended.value.code
 
 
+@pytest.mark.slow
 def test_without_the_extra_one_line_says_what_to_install():
     """Where only the core is installed the command explains itself instead of failing with a traceback."""
     hide = (

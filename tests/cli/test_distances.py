@@ -45,6 +45,7 @@ IDLES = (1.0, 2.5, 4.0, 10.0)
 STEPS = st.lists(st.tuples(st.integers(0, 12), st.sampled_from([0.0, 0.5, 1.0, 3.0])), max_size=300)
 
 
+@pytest.mark.slow
 @given(STEPS)
 def test_hits_of_every_size_and_idle_limit_equal_a_replay(steps):
     """One pass gives the hits and the most entries held for each combination of the limits."""
@@ -62,6 +63,7 @@ def test_hits_of_every_size_and_idle_limit_equal_a_replay(steps):
     assert expected == actual
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(40, 80))
 def test_positions_are_renumbered_without_changing_the_counts(pattern, repeats):
     """A log longer than the tree has room for is counted alike."""
@@ -106,6 +108,7 @@ def test_an_idle_limit_that_was_not_counted_is_refused():
         ReuseProfile([60]).hit_curve(90)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cloudphysics", "sprite", "web12"])
 def test_real_traces_equal_a_replay(name, real_data):
     """The hits on real traces are those of a replay, at a small and at a large size."""

@@ -303,6 +303,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(KEYS | VALUES)
 def test_whatever_a_store_takes_comes_back_from_json(value):
     """Equal, and with the same types inside."""
@@ -322,6 +323,7 @@ def test_nan_comes_back_too():
     assert math.isnan(restored(json.loads(json.dumps(told(math.nan), allow_nan=False))))
 
 
+@pytest.mark.slow
 def test_the_command_is_there_in_a_process_of_its_own(chats, project_root):
     """With standard output for the numbers alone."""
     command = [sys.executable, "-m", "hygiene", "inspect", str(chats), "--json", "--limit", "1"]

@@ -135,6 +135,7 @@ def test_the_plain_bot_keeps_everyone(chat):
     assert (len(pairs) - users, users, users, {}) == counted(run)
 
 
+@pytest.mark.slow
 def test_both_bots_run_in_processes_of_their_own(chat):
     """The comparison of two processes is that of two bots in this one."""
     path, pairs = chat
@@ -151,6 +152,7 @@ def test_both_bots_run_in_processes_of_their_own(chat):
         assert (0, 3_000) == (run.curve[0].messages, run.curve[-1].messages)
 
 
+@pytest.mark.slow
 def test_history_bounds_each_conversation(tmp_path):
     """With --history a conversation holds the last messages only, as far as the bot's own code goes."""
     path = tmp_path / "log.jsonl"
@@ -161,6 +163,7 @@ def test_history_bounds_each_conversation(tmp_path):
     assert whole.peak_rss - trimmed.peak_rss > 15_000_000
 
 
+@pytest.mark.slow
 def test_the_demo_grows_as_it_is_and_not_bounded():
     """The demo makes its point: the plain bot's memory grows severalfold, the bounded one's stays."""
     comparison = compare(commands.DEMO)
@@ -207,6 +210,7 @@ def test_progress_is_told(chat, monkeypatch):
     assert 0 < told[0] <= told[-1] == 1.0
 
 
+@pytest.mark.slow
 def test_an_error_in_the_log_comes_out_of_the_process(tmp_path):
     """What a worker finds wrong with the log is raised here as what it is."""
     path = tmp_path / "log.jsonl"
@@ -243,6 +247,7 @@ def test_a_worker_that_is_killed_is_told(chat, monkeypatch):
         replay(Job(path=str(path)))
 
 
+@pytest.mark.slow
 def test_a_log_that_grows_meanwhile_is_refused(chat, monkeypatch):
     """A comparison of different messages would compare nothing."""
     path, _ = chat
@@ -265,6 +270,7 @@ def test_a_comparison_needs_a_bound():
         compare(Job(path=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timed", [True, False])
 def test_the_page_is_whole_and_for_a_phone(chat, timed):
     """The page fits a phone, loads nothing, runs nothing, and holds both curves and the table."""
@@ -289,6 +295,7 @@ def test_the_page_is_whole_and_for_a_phone(chat, timed):
     assert [2, 2] == [sum("reactive" in line.get("class", "") for line in lines) for lines in curves]
 
 
+@pytest.mark.slow
 def test_the_table_shows_both_bots(chat, capsys, monkeypatch):
     """The table names every number of both bots, and the line to copy stands below it."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -312,6 +319,7 @@ def test_the_table_shows_both_bots(chat, capsys, monkeypatch):
     assert max(len(line) for line in out.splitlines() if "@" not in line) <= 80
 
 
+@pytest.mark.slow
 def test_real_traffic_equals_the_model(real_data):
     """On 221,056 real messages the bounded bot counts what the model counts, and never holds more than asked."""
     path = real_data / "irc_messages.jsonl.gz"
@@ -335,6 +343,7 @@ def test_real_traffic_equals_the_model(real_data):
 # With a store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("maxsize", "idle"), [(10, None), (50, 1_800.0), (1, 20.0), (1_000, None)])
 def test_every_message_is_in_the_store_in_order(chat, address, here, maxsize, idle):
     """With a store nothing is lost, and memory holds what it would hold without."""
@@ -362,6 +371,7 @@ def test_every_message_is_in_the_store_in_order(chat, address, here, maxsize, id
     assert (0, 0, 0) == (comparison.plain.rehydrated, comparison.plain.saved, comparison.plain.saves)
 
 
+@pytest.mark.slow
 def test_a_second_replay_goes_on_where_the_first_has_ended(chat, address):
     """The same messages again stand behind the first ones, and every conversation comes back."""
     path, pairs = chat
@@ -381,6 +391,7 @@ def test_a_second_replay_goes_on_where_the_first_has_ended(chat, address):
     )
 
 
+@pytest.mark.slow
 def test_a_store_keeps_as_many_messages_as_history_says(chat, tmp_path, address, here):
     """With --history, what a conversation drops leaves the store, too; who says nothing keeps what he had."""
     path, _ = chat
@@ -414,6 +425,7 @@ def _append(store, key, text):
     store.save([SaveLog(SPACE, key, append=[store.encode(text)])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "meddle",
     [
@@ -499,6 +511,7 @@ def test_what_is_not_a_replays_own_is_left_alone(chat, capsys, address):
     assert {"u1": {"language": "en"}} == stored(address)
 
 
+@pytest.mark.slow
 def test_what_the_store_refuses_is_told(tmp_path, capsys, address):
     """A user that no store can name ends the replay with a sentence, not with a traceback."""
     path = tmp_path / "log.jsonl"
@@ -511,6 +524,7 @@ def test_what_the_store_refuses_is_told(tmp_path, capsys, address):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told(tmp_path, address):
     """A store that cannot grow ends the replay with one sentence that says why."""
     path = tmp_path / "log.jsonl"  # of more messages than may wait to be saved, so that nobody waits for the disk
@@ -539,6 +553,7 @@ def test_a_password_is_not_shown():
     assert "postgresql://host/db" == place("postgresql://host/db")
 
 
+@pytest.mark.slow
 def test_the_store_is_shown(chat, capsys, address, here, tmp_path, monkeypatch):
     """Table, JSON and page tell what came back, what was saved, and how large it is."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -566,6 +581,7 @@ def test_the_store_is_shown(chat, capsys, address, here, tmp_path, monkeypatch):
     assert "any other starts or loads one" in html
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # 221,056 messages, each saved and read back: under coverage, on a busy machine, minutes
 def test_real_traffic_is_kept_whole(real_data, address, tmp_path):
     """All 221,056 real messages are in the store, in order, and a second run finds the conversations again."""
@@ -592,6 +608,7 @@ def test_real_traffic_is_kept_whole(real_data, address, tmp_path):
 # A bot that is killed
 
 
+@pytest.mark.slow
 def test_nothing_acknowledged_is_lost_when_the_bot_is_killed():
     """Whatever flush() has returned for is in the store after kill -9, in order; nothing is left behind."""
     before = psutil.Process().children()
@@ -644,6 +661,7 @@ def test_a_bot_that_ends_by_itself_proves_nothing(monkeypatch):
         kill()
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path, monkeypatch):
     """Whoever stops the demo, the bot is ended and its folder removed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

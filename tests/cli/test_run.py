@@ -60,6 +60,7 @@ def run(folder, *arguments):
     return python(folder, "-m", "hygiene", "run", *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -87,6 +88,7 @@ REPORT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -114,6 +116,7 @@ def test_the_script_sees_what_python_shows_it(folder, arguments):
     assert "__main__" in expected.stdout
 
 
+@pytest.mark.slow
 def test_a_safe_path_stays_safe(folder):
     """With -P Python does not look for modules beside the script, and neither do we."""
     write(folder, "app.py", "import os, sys; print(os.path.dirname(os.path.abspath(__file__)) in sys.path[:1])")
@@ -123,6 +126,7 @@ def test_a_safe_path_stays_safe(folder):
     assert ("False\n", 0) == (done.stdout, done.returncode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -140,6 +144,7 @@ def test_exit_codes_pass(folder, source, expected):
     assert expected == run(folder, "app.py").returncode
 
 
+@pytest.mark.slow
 def test_an_error_in_the_script_is_its_own(folder):
     """A script that fails shows its traceback: that is no error of ours to put in a sentence."""
     write(folder, "app.py", "def f():\n    raise KeyError('lost')\nf()")
@@ -151,6 +156,7 @@ def test_an_error_in_the_script_is_its_own(folder):
     assert "KeyError: 'lost'\n" in done.stderr
 
 
+@pytest.mark.slow
 def test_threads_that_outlive_the_last_line_keep_their_main(folder):
     """A thread still running after the script's end finds its classes in __main__, as pickle looks for them there."""
     write(
@@ -171,6 +177,7 @@ def test_threads_that_outlive_the_last_line_keep_their_main(folder):
     assert ("3\n", 0) == (done.stdout, done.returncode)
 
 
+@pytest.mark.slow
 def test_the_command_line_stays_out_of_the_script(folder):
     """A guarded service does not carry the memory of typer and rich, and runs where they are not installed."""
     write(folder, "app.py", "import sys; print({'typer', 'rich', 'pygal', 'click'} & set(sys.modules))")
@@ -178,6 +185,7 @@ def test_the_command_line_stays_out_of_the_script(folder):
     assert "set()\n" == run(folder, "app.py").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guards", "arguments", "message"),
     [
@@ -209,6 +217,7 @@ def test_what_cannot_be_run_is_told_in_one_sentence(folder, guards, arguments, m
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_help_is_printed(folder):
     """--help before the script is ours."""
     done = run(folder, "--help")
@@ -216,6 +225,7 @@ def test_help_is_printed(folder):
     assert (0, "usage: hygiene run [--config FILE] SCRIPT [ARGS...]") == (done.returncode, done.stdout.splitlines()[0])
 
 
+@pytest.mark.slow
 def test_a_guard_that_found_nothing_is_told_at_the_end(folder):
     """A module that is never imported, or a class that never comes up, is most often a typing error."""
     write(folder, "hygiene.toml", GUARDS.replace("shop:Shop", "__main__:Bott"))
@@ -227,6 +237,7 @@ def test_a_guard_that_found_nothing_is_told_at_the_end(folder):
     assert "hygiene: wanted to bound orders of __main__:Bott, found that nothing of that name came up\n" == done.stderr
 
 
+@pytest.mark.slow
 def test_a_class_of_the_script_itself_is_bounded(folder):
     """A guard may name a class in the script: it is applied as soon as the class exists."""
     write(folder, "hygiene.toml", GUARDS.replace("shop:Shop", "__main__:Bot"))

@@ -387,6 +387,7 @@ def test_a_wide_terminal_shows_how_fast_entries_leave(view):
     assert ["v-alpha", "5", "5", "-", "-", "55", "5.0", "-", "-"] == line.split()
 
 
+@pytest.mark.slow
 def test_stores_are_shown_with_what_waits_to_be_saved(view, tmp_path):
     with (
         SQLiteStore(tmp_path / "bare.db"),
@@ -458,6 +459,7 @@ def test_a_little_noise_does_not_look_like_a_mountain():
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 120])
 def test_once_prints_one_picture(width):
     with program() as (process, path):
@@ -475,6 +477,7 @@ def test_once_prints_one_picture(width):
     assert by_number.stdout.splitlines()[3:] == by_path.stdout.splitlines()[3:]
 
 
+@pytest.mark.slow
 def test_without_a_process_those_that_can_be_seen_are_listed():
     assert "No process of yours can be seen: one has to call hygiene.expose().\n" == top().stdout
     with program() as (first, one), program() as (second, two):
@@ -487,6 +490,7 @@ def test_without_a_process_those_that_can_be_seen_are_listed():
     assert {("python", "3", "1")} == {(line[1], line[4], line[5]) for line in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -503,6 +507,7 @@ def test_what_cannot_be_seen_is_told_in_a_sentence(arguments, said):
     assert 1 == done.stderr.count("\n")
 
 
+@pytest.mark.slow
 def test_in_a_terminal_the_keys_do_what_they_say():
     with program("trim") as (process, path), Terminal(path, "--every", "50ms") as terminal:
         assert terminal.sees("gamma +30 ")
@@ -526,6 +531,7 @@ def test_in_a_terminal_the_keys_do_what_they_say():
         assert "\x1b[?1049l" in terminal.written
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_another_way_out():
     with program() as (_, path), Terminal(path) as terminal:
         assert terminal.sees("q quit")
@@ -536,6 +542,7 @@ def test_ctrl_c_is_another_way_out():
         assert "Traceback" not in terminal.written
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_process_that_it_watches():
     with contextlib.ExitStack() as stack:
         process, path = stack.enter_context(program())
@@ -548,6 +555,7 @@ def test_it_ends_with_the_process_that_it_watches():
         assert 0 == terminal.code()
 
 
+@pytest.mark.slow
 def test_a_process_that_stands_still_is_waited_for():
     with program() as (process, path), Terminal(path, "--every", "50ms") as terminal:
         assert terminal.sees("q quit")
@@ -564,6 +572,7 @@ def test_a_process_that_stands_still_is_waited_for():
         assert 0 == terminal.code()
 
 
+@pytest.mark.slow
 def test_in_the_list_a_process_of_another_kind_is_told_as_such(home):
     (home / "hygiene").mkdir(0o700)
     path = str(home / "hygiene" / "odd-1.sock")
@@ -587,6 +596,7 @@ def test_in_the_list_a_process_of_another_kind_is_told_as_such(home):
     assert f"{path}: what came back is no answer of this version of hygiene" in listed.stdout
 
 
+@pytest.mark.slow
 def test_a_window_that_changes_its_size_gets_another_picture():
     with program() as (_, path), Terminal(path, "--every", "50ms") as terminal:
         assert terminal.sees("q quit")

@@ -75,6 +75,7 @@ def watch(folder, *arguments):
     return python(folder, "-m", "hygiene", "watch", *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -100,6 +101,7 @@ def test_what_grows_is_told_at_the_end_with_the_line_that_bounds_it(folder, argu
     assert re.search(r'@bounded_registry\("chats", maxsize=\d+\)  # above class Bot\n', done.stderr)
 
 
+@pytest.mark.slow
 def test_what_grows_is_told_in_between(folder):
     """A service has no end: it is told every so often."""
     write(
@@ -137,6 +139,7 @@ REPORT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["inner/app.py", "-h"], ["-m", "inner.app", "--", "x"], ["-m", "inner", "a"]])
 def test_the_program_sees_what_python_shows_it(folder, arguments):
     """Arguments, path, name and module of the program are those it has without us."""
@@ -151,6 +154,7 @@ def test_the_program_sees_what_python_shows_it(folder, arguments):
     assert "__main__" in expected.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -176,6 +180,7 @@ def test_exit_codes_and_signals_pass(folder, source, expected):
     assert ("hygiene: at the end, " in done.stderr) == (expected not in {9, -signal.SIGKILL})
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_a_report(folder):
     """A container that is stopped says what grew, once, before it dies of the signal."""
     write(
@@ -203,6 +208,7 @@ def test_sigterm_ends_with_a_report(folder):
     assert "bot.chats" in err
 
 
+@pytest.mark.slow
 def test_a_program_that_takes_sigterm_for_itself_has_it(folder):
     """Its handler is called, not ours."""
     write(
@@ -222,6 +228,7 @@ def test_a_program_that_takes_sigterm_for_itself_has_it(folder):
     assert 1 == done.stderr.count("hygiene: ")
 
 
+@pytest.mark.slow
 def test_a_short_program_is_told_that_it_was_short(folder):
     """Nothing found is not the same as nothing there."""
     write(folder, "app.py", "print('done')")
@@ -232,6 +239,7 @@ def test_a_short_program_is_told_that_it_was_short(folder):
     assert "too few to tell what grows" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_grow_is_told_so(folder):
     """In one line."""
     write(
@@ -254,6 +262,7 @@ def test_a_program_that_does_not_grow_is_told_so(folder):
     assert "hygiene: at the end, nothing kept growing in " in done.stderr
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_silent(folder):
     """One program, one report."""
     write(
@@ -274,6 +283,7 @@ def test_a_forked_child_is_silent(folder):
     assert (0, 1) == (done.returncode, done.stderr.count("hygiene: "))
 
 
+@pytest.mark.slow
 def test_a_closed_standard_error_does_no_harm(folder):
     """There is nobody to tell."""
     write(folder, "app.py", "import sys; sys.stderr.close(); sys.stderr = None; raise SystemExit(3)")
@@ -281,6 +291,7 @@ def test_a_closed_standard_error_does_no_harm(folder):
     assert (3, "") == (watch(folder, "app.py").returncode, watch(folder, "app.py").stderr)
 
 
+@pytest.mark.slow
 def test_the_command_line_stays_out_of_the_program(folder):
     """A watched service does not carry the memory of typer and rich."""
     write(folder, "app.py", "import sys; print({'typer', 'rich', 'pygal', 'click'} & set(sys.modules))")
@@ -288,6 +299,7 @@ def test_the_command_line_stays_out_of_the_program(folder):
     assert "set()\n" == watch(folder, "app.py").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -315,6 +327,7 @@ def test_what_cannot_be_run_is_told_in_one_sentence(folder, arguments, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_help_is_printed(folder):
     """--help before the program is ours."""
     done = watch(folder, "--help")
@@ -323,6 +336,7 @@ def test_help_is_printed(folder):
     assert done.stdout.startswith("usage: hygiene watch [--interval TIME] [--every TIME] SCRIPT [ARGS...]\n")
 
 
+@pytest.mark.slow
 def test_the_command_is_listed(folder):
     """`hygiene --help` knows it."""
     done = python(folder, "-m", "hygiene", "--help")

@@ -284,6 +284,7 @@ def test_a_timeout_must_be_one() -> None:
         lifespan(timeout=0)
 
 
+@pytest.mark.slow
 def test_the_module_imports_no_framework() -> None:
     code = (
         "import sys, hygiene.integrations.asgi\n"
@@ -442,6 +443,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server.close()
 
 
+@pytest.mark.slow
 def test_a_startup_that_fails_closes_what_was_opened_and_ends_the_server(serve) -> None:
     server = serve("open_db, fail, open_cache")
     code = server.end()
@@ -455,6 +457,7 @@ def test_a_startup_that_fails_closes_what_was_opened_and_ends_the_server(serve) 
 class TestStoppedByASignal:
     """SIGTERM is what an orchestrator sends, SIGINT is Ctrl-C."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("signum", "install", "code", "rest"),
         [
@@ -475,6 +478,7 @@ class TestStoppedByASignal:
         assert code == server.stop(signum), "\n".join(server.seen)
         assert ["open db", "open cache", *CLOSED, *rest] == server.said
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", [("starlette.applications", "Starlette"), ("fastapi", "FastAPI")])
     def test_a_request_under_way_finishes_before_anything_is_closed(self, serve, kind: tuple[str, str]) -> None:
         framework, name = kind
@@ -493,6 +497,7 @@ class TestStoppedByASignal:
 
         assert ["request begins", "request ends", *CLOSED] == server.said[2:8]
 
+    @pytest.mark.slow
     def test_a_release_that_hangs_ends_at_the_deadline(self, serve) -> None:
         """What hangs is named in the log, and what was opened before it is closed."""
         server = serve("open_db, hang_async, open_cache", timeout=3)
@@ -502,6 +507,7 @@ class TestStoppedByASignal:
         assert CLOSED == server.said[2:6]
         assert any("Event.wait timed out" in line for line in server.seen)
 
+    @pytest.mark.slow
     def test_a_release_that_blocks_the_loop_ends_with_the_process(self, serve) -> None:
         """Nothing on the loop can stop it; `install_signal_handlers`, if it is installed in the lifespan, can."""
         server = serve("lambda: install_signal_handlers(timeout=1) and None, open_db, hang_sync, open_cache")

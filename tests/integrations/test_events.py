@@ -93,6 +93,7 @@ def documented(root: Path) -> dict[str, tuple[set[str], set[str]]]:
     }
 
 
+@pytest.mark.slow
 def test_each_line_has_the_name_of_its_event(project_root: Path) -> None:
     found = lines(project_root)
 
@@ -222,6 +223,7 @@ def test_what_speaks_of_nobody_is_not_held_back(log: logging.Logger, heard: list
     assert 9 == len(heard)
 
 
+@pytest.mark.slow
 def test_the_dead_are_forgotten(log: logging.Logger, heard: list[logging.LogRecord]) -> None:
     """A new object where another has been is another; and nothing is kept alive or remembered."""
     for _ in range(3):
@@ -297,6 +299,7 @@ def fail(*_): raise ArithmeticError("broken")
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_has_not_set_up_logging_hears_nothing() -> None:
     """As from any library."""
     quiet = program(FAILING + "Registry({1: 1}, maxsize=1, on_evict=fail)[2] = 2")
@@ -306,6 +309,7 @@ def test_a_program_that_has_not_set_up_logging_hears_nothing() -> None:
     assert "ERROR:hygiene:on_evict of registry" in loud
 
 
+@pytest.mark.slow
 def test_how_a_process_ends_is_said_all_the_same() -> None:
     """Nobody can look at it later; and where logging is set up, it is said once."""
     code = "register_cleanup(fail, name='flush')\n"
@@ -320,6 +324,7 @@ def test_how_a_process_ends_is_said_all_the_same() -> None:
     assert "" == unwanted
 
 
+@pytest.mark.slow
 def test_a_library_that_is_imported_again_says_the_same() -> None:
     """The logger outlives a reload: its handler and its filter are there once, and the last words are heard once."""
     again = """
@@ -366,6 +371,7 @@ logging.getLogger("hygiene").addHandler(handler)
 """
 
 
+@pytest.mark.slow
 def test_a_filter_that_raises_does_not_reach_who_writes() -> None:
     """The writer has done nothing wrong; what was to be said, and why it was not, is on stderr."""
     said = program(BROKEN + "r = Registry({1: 1}, maxsize=1, on_evict=fail)\nr[2] = 2\nassert r == {2: 2}")
@@ -375,6 +381,7 @@ def test_a_filter_that_raises_does_not_reach_who_writes() -> None:
     assert "ArithmeticError: broken" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ['RuntimeError("working outside of request context")', "SystemExit(1)"])
 def test_a_filter_that_raises_does_not_stop_the_janitor(error: str) -> None:
     """Its thread serves no request, and does not end with the first error; what is due afterwards is done."""
@@ -397,6 +404,7 @@ def test_a_filter_that_raises_does_not_stop_the_janitor(error: str) -> None:
     assert error.partition("(")[0] in said
 
 
+@pytest.mark.slow
 def test_a_filter_that_raises_does_not_stop_saving(tmp_path: Path) -> None:
     """An outage and its end are lines that cannot be logged, and everything is saved all the same."""
     code = f"""
@@ -425,6 +433,7 @@ def test_a_filter_that_raises_does_not_stop_saving(tmp_path: Path) -> None:
     assert "hygiene: a line could not be logged: write-behind" in said
 
 
+@pytest.mark.slow
 def test_nothing_is_said_where_logging_is_to_keep_quiet() -> None:
     """As with what a handler of Python's own catches: `logging.raiseExceptions` decides. Nor is stderr needed."""
     write = "r = Registry({1: 1}, maxsize=1, on_evict=fail)\nr[2] = 2\nassert r == {2: 2}"

@@ -289,6 +289,7 @@ def test_what_cannot_be_asked_is_left_out(
     assert "cannot count" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_goes_on() -> None:
     """A fork in the middle of a collection leaves no lock behind."""
@@ -318,6 +319,7 @@ def test_a_forked_child_goes_on() -> None:
     assert "[1]\n" == done.stdout
 
 
+@pytest.mark.slow
 def test_the_global_provider_may_be_set_later() -> None:
     """Libraries instrument when they are imported, and applications configure when they start."""
     code = """

@@ -177,6 +177,7 @@ def test_dicts_that_share_one_life_are_one_table(prometheus: CollectorRegistry, 
     assert 2 == found("hygiene_registry_requests_total", name=name, result="hit")
 
 
+@pytest.mark.slow
 def test_counters_keep_what_the_dead_have_counted(prometheus: CollectorRegistry, name: str) -> None:
     """A counter that falls looks like a restart, and what it was asked for is lost."""
     found = []
@@ -485,6 +486,7 @@ def test_a_collector_of_somebody_else_that_raises_costs_us_nothing(prometheus: C
     assert 1 == scrape(prometheus)("hygiene_registry_evictions_total", name=name, cause="size")
 
 
+@pytest.mark.slow
 def test_a_scrape_while_registries_come_and_go(prometheus: CollectorRegistry, name: str) -> None:
     """Counters only rise, and each scrape is answered."""
     stop = threading.Event()
@@ -526,6 +528,7 @@ def test_a_scrape_while_registries_come_and_go(prometheus: CollectorRegistry, na
     assert 0 == rounds[-1]("hygiene_scrape_errors_total")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_goes_on() -> None:
     """Its lock is its own; its pools begin anew, and the sums do not fall."""
@@ -597,6 +600,7 @@ def worker(evicted: int, then: str = "") -> str:
     return textwrap.dedent(WORKER).replace("EVICTED", str(evicted)) + textwrap.dedent(then)
 
 
+@pytest.mark.slow
 def test_workers_are_added_up(tmp_path: Path) -> None:
     """In multiprocess mode: counters of all, gauges of those that live, and of limits the highest."""
     fork = """
@@ -625,6 +629,7 @@ def test_workers_are_added_up(tmp_path: Path) -> None:
     } == {name for name in found.names() if "_registry_" in name}
 
 
+@pytest.mark.slow
 def test_a_dead_worker_holds_nothing(tmp_path: Path) -> None:
     """Once it was marked as dead, as gunicorn's ``child_exit`` does."""
     pid = run(worker(3, "print(os.getpid())"), PROMETHEUS_MULTIPROC_DIR=str(tmp_path)).split()[-1]
@@ -635,6 +640,7 @@ def test_a_dead_worker_holds_nothing(tmp_path: Path) -> None:
     assert 3 == found("hygiene_registry_evictions_total", name="chats", cause="size")
 
 
+@pytest.mark.slow
 def test_what_was_counted_is_written_down_at_the_end(tmp_path: Path) -> None:
     """A worker that is told to stop costs nothing of what it has counted since the last update."""
     run(worker(3, "chats[100] = 1"), PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
@@ -643,6 +649,7 @@ def test_what_was_counted_is_written_down_at_the_end(tmp_path: Path) -> None:
     assert 4 == found("hygiene_registry_evictions_total", name="chats", cause="size")
 
 
+@pytest.mark.slow
 def test_the_janitor_writes_down_without_being_told(tmp_path: Path) -> None:
     """Soon after the start and then every *interval*; after `close` no more."""
     out = run(
@@ -696,6 +703,7 @@ def test_instruments_that_do_not_fit_leave_nothing_behind() -> None:
     assert [] == list(registry.collect())
 
 
+@pytest.mark.slow
 def test_a_collector_says_nothing_in_multiprocess_mode(tmp_path: Path) -> None:
     """Why there are two ways: the files are all that such a scrape looks at."""
     code = """

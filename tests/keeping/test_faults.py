@@ -171,6 +171,7 @@ def check_filled(path: Path, output: str, *, exact: bool) -> None:
     assert (count == int(output)) if exact else (count >= int(output) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_file_that_may_not_grow_loses_nothing(path: Path, elsewhere: Any, killed: bool) -> None:
     """Everything is saved when it may grow again; and if the process ends before, what was acknowledged is there."""
@@ -182,6 +183,7 @@ def test_a_file_that_may_not_grow_loses_nothing(path: Path, elsewhere: Any, kill
     check_filled(path, output, exact=not killed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a file system")
 def test_a_file_system_that_is_full_loses_nothing(tmp_path: Path, elsewhere: Any) -> None:
     """A real one, of 2 MB, until somebody makes room."""
@@ -264,6 +266,7 @@ for name in ("new.db", "chats.db"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_folder_that_may_not_be_written_to_is_said_at_once(tmp_path: Path, elsewhere: Any) -> None:
     """When the registry is made, not when the first message is lost; and nothing is touched."""
@@ -371,6 +374,7 @@ def test_damage_while_the_file_is_open_is_found_at_the_look_up(path: Path, what:
         chats.close()
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_a_silent_loss(path: Path, tmp_path: Path) -> None:
     """At random places, one at a time: an error, or a report of what it hit; all else is as it was."""
     expected = filled(path)
@@ -580,6 +584,7 @@ def test_what_the_store_refuses_can_be_replaced_and_removed(store: Gated, how: s
 # Large values and strange keys.
 
 
+@pytest.mark.slow
 def test_a_value_of_100_mb_is_saved_and_comes_back(path: Path) -> None:
     """As a value and as one message of a conversation."""
     large = bytes(range(250)) * 400_000

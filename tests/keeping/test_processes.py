@@ -115,6 +115,7 @@ print("survived", rounds, sum(known.values()) > 0)
 """
 
 
+@pytest.mark.slow
 @needs_fork
 def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path, elsewhere: Start) -> None:
     """
@@ -163,6 +164,7 @@ IN_PLACE = COUNTER.replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "times", "expected"), [(COUNTER, 500, 2000), (IN_PLACE, 100, {"n": 400})])
 def test_four_processes_that_count_together_lose_nothing(
     path: Path, elsewhere: Start, code: str, times: int, expected: object
@@ -220,6 +222,7 @@ with SQLiteStore(path, timeout=40, check=False) as store:
 """
 
 
+@pytest.mark.slow
 def test_four_processes_in_the_same_conversations_lose_no_message(path: Path, elsewhere: Start) -> None:
     """Whichever way they write: each message is there once, if who was too late does it again."""
     seed = random.randrange(2**16)
@@ -251,6 +254,7 @@ with Registry(maxsize=9, store="sqlite:" + sys.argv[1], name="chats") as chats:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_space_never_overwrite_each_other(path: Path, elsewhere: Start) -> None:
     """
     Who is too late is told, once; then it finds what the other has saved, and goes on from there.
@@ -323,6 +327,7 @@ def test_two_processes_on_one_space_never_overwrite_each_other(path: Path, elsew
     } == stored(path, "chats")
 
 
+@pytest.mark.slow
 def test_a_conflict_found_in_the_background_is_told_at_the_next_look_up(path: Path, elsewhere: Start) -> None:
     """Once, to whoever asks first; the next one gets what is stored."""
     with Registry[str, Any](maxsize=1, store=f"sqlite:{path}", name="chats") as chats:
@@ -568,6 +573,7 @@ def test_a_child_saves_the_whole_of_what_it_has(path: Path, change: str, in_chil
     assert {"log": expected} == stored(path, "chats")
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_fork_while_threads_load_and_save_leaves_no_lock_held(path: Path, in_child: InChild) -> None:
     """The child has none of these threads, and uses the registry all the same; the parent notices nothing."""
@@ -644,6 +650,7 @@ uvicorn.run(app, fd=listening.fileno(), log_level="critical")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(
     ("how", "signum", "code"),

@@ -632,6 +632,7 @@ def test_one_registry_at_a_time_keeps_a_space(store: Any) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_who_takes_over_from_a_registry_that_was_forgotten_misses_nothing(store: Any) -> None:
     """A registry that was collected with changes pending hands them on."""
     for number in range(40):

@@ -100,6 +100,7 @@ def in_order(messages: list[list[int]]) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limits", [{"maxsize": 2}, {"maxsize": 2, "policy": "lfu"}, {"maxsize": 50}, {"max_bytes": 2000}]
 )
@@ -146,6 +147,7 @@ def test_a_message_is_in_the_conversation_that_was_taken_or_in_the_one_that_is_l
     registry.close()
 
 
+@pytest.mark.slow
 def test_whatever_threads_do_memory_and_store_agree_in_the_end(store: Any) -> None:
     """Puts, appends, removals, clears, trims and leases of eight threads leave one dict, and not two."""
     registry: Registry[int, Any] = Registry(store=store, name="chats", maxsize=3)

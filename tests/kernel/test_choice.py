@@ -28,11 +28,13 @@ logging.getLogger("hygiene").addHandler(Seen())
 """
 
 
+@pytest.mark.slow
 def test_python_can_be_asked_for(run: Callable[..., str]) -> None:
     """``HYGIENE_PURE=1`` gives Python, and `hygiene.compiled` says so."""
     assert "False hygiene.kernel.pure\n" == run(WHICH, pure=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["", "0"])
 def test_it_is_compiled_where_it_was_built(run: Callable[..., str], compiled: ModuleType, value: str) -> None:
     """Without that, or with 0, it is the compiled body."""
@@ -47,12 +49,14 @@ def package(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @WITH_GIL
 def test_without_an_extension_it_is_python_and_nothing_is_said(run: Callable[..., str], package: Path) -> None:
     """Who has no compiler has registries."""
     assert "False hygiene.kernel.pure\n" == run(LOGGED + WHICH, env={"PYTHONPATH": str(package)})
 
 
+@pytest.mark.slow
 def test_without_the_gil_it_is_python_and_one_line(run: Callable[..., str]) -> None:
     """What relies on the GIL is named where there is none."""
     output = run(LOGGED + "sys._is_gil_enabled = lambda: False\n" + WHICH)
@@ -60,6 +64,7 @@ def test_without_the_gil_it_is_python_and_one_line(run: Callable[..., str]) -> N
     assert "WARNING kernel.no_gil\nFalse hygiene.kernel.pure\n" == output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="an extension has another name there")
 @WITH_GIL
 def test_an_extension_that_cannot_be_loaded_gives_python_and_one_line(run: Callable[..., str], package: Path) -> None:
@@ -119,6 +124,7 @@ for one in (r, copy.copy(r), copy.deepcopy(r), r.copy()):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [2, 5])
 @pytest.mark.parametrize("written_by_pure", [False, True])
 def test_a_pickle_of_one_body_is_read_by_the_other(
@@ -133,6 +139,7 @@ def test_a_pickle_of_one_body_is_read_by_the_other(
     assert f"{written_by_pure} Registry {{1: 'a', (2, 'x'): 'b', 'c': [3]}}\n" == output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_has_a_registry_of_its_own(run: Callable[..., str], pure: bool) -> None:
     """Both go on with the same entries, and neither sees what the other does."""

@@ -27,6 +27,7 @@ def left(kind: type[Any]) -> int:
     return sum(type(one) is kind for one in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["key", "value", "timer", "keeper", "order", "attribute", "leases"])
 def test_a_cycle_through_a_kernel_is_collected(body: ModuleType, bare_kernels: Callable[..., Any], where: str) -> None:
     """Wherever the kernel refers to itself, by a bound method as well, it does not live on for that."""
@@ -58,6 +59,7 @@ def test_a_cycle_through_a_kernel_is_collected(body: ModuleType, bare_kernels: C
     assert 0 == left(Cyclic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["key", "value", "hook", "timer", "busy", "factory", "view"])
 def test_a_cycle_through_a_registry_is_collected(where: str) -> None:
     """A registry whose keys, values or hooks refer to it is freed when nobody else does."""
@@ -103,6 +105,7 @@ def test_the_collector_sees_keys_and_values(body: ModuleType, build: Callable[..
     assert any(one is value for one in referents)
 
 
+@pytest.mark.slow
 def test_a_collection_in_the_middle_of_a_write_finds_what_is_there(body: ModuleType, build: Callable[..., Any]) -> None:
     """``gc.collect()`` from a comparison, or from what dies, neither crashes nor takes what is alive."""
 
@@ -175,6 +178,7 @@ def test_a_resurrected_registry_is_whole() -> None:
     found.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_nested_a_hundred_thousand_deep(run: Callable[..., str], pure: bool) -> None:
     """A registry in a registry in a registry: the last reference to the outermost does not overflow the stack."""

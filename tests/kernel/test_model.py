@@ -298,6 +298,7 @@ class Machine(RuleBasedStateMachine):
         assert model.puts == len(model.entries) + model.removed
 
 
+@pytest.mark.slow
 def test_both_bodies_do_what_the_model_does(bodies: list[ModuleType], build: Callable[..., Any]) -> None:
     """Whatever is called in whatever order, a registry gives the same on either body."""
     machine = type("Here", (Machine,), {"bodies": bodies, "build": staticmethod(build)})

@@ -10,6 +10,7 @@ import pytest
 KINDS = ["read", "overwrite", "evict", "delete", "expire", "lease", "clear", "past", "walk", "make_and_drop"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_many_references_after_as_before(run: Callable[..., str], pure: bool, kind: str) -> None:
     """Thousands of operations leave the references to keys and values, and the memory in use, as they were."""
@@ -18,6 +19,7 @@ def test_as_many_references_after_as_before(run: Callable[..., str], pure: bool,
     run("references.py", kind, 1_000, pure=pure)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", KINDS)

@@ -188,6 +188,7 @@ PROGRAMS = {
 COMPILED = {"a comparison empties the registry while an entry is moved to the end"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "claim",
     [

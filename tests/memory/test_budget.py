@@ -195,6 +195,7 @@ def test_registries_with_one_share_have_it_together(budget: MemoryBudget) -> Non
     assert (50, 50) == (held(large), held(small))
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(0, 1000), max_size=8), allowed=st.integers(8, 3000))
 def test_bounds_of_one_share_never_add_up_to_more(sizes: list[int], allowed: int) -> None:
     """And nobody is cut who holds less than an equal part."""
@@ -309,6 +310,7 @@ def test_the_janitor_looks_by_itself() -> None:
     assert 200 == held(chats)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fork")
 def test_a_budget_goes_on_in_a_forked_child() -> None:
     code = """

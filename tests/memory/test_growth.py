@@ -290,6 +290,7 @@ def test_a_class_of_an_installed_package_is_guarded_from_outside(
     assert {"office.bot.chats": 'guard("shop:Bot", "chats", maxsize=1000)'} == named(growers, "office")
 
 
+@pytest.mark.slow
 async def test_a_variable_of_a_task_is_named() -> None:
     """By the name that it was given, or else by that of its function."""
 
@@ -320,6 +321,7 @@ async def test_a_variable_of_a_task_is_named() -> None:
     )
 
 
+@pytest.mark.slow
 async def test_what_a_task_awaits_has_variables_too() -> None:
     """A coroutine that is awaited is named after its task."""
     step = asyncio.Event()
@@ -349,6 +351,7 @@ async def test_what_a_task_awaits_has_variables_too() -> None:
     assert ["task loader: inner: rows"] == [grower.path for grower in growers if "rows" in grower.path]
 
 
+@pytest.mark.slow
 def test_a_variable_of_a_thread_is_named() -> None:
     """A thread that never returns from its function leaks in a variable."""
     go, gone = threading.Semaphore(0), threading.Semaphore(0)
@@ -375,6 +378,7 @@ def test_a_variable_of_a_thread_is_named() -> None:
     assert ["thread consume: handled"] == [grower.path for grower in growers if "handled" in grower.path]
 
 
+@pytest.mark.slow
 def test_a_variable_of_the_main_thread_is_named() -> None:
     """Most scripts keep their bot in a variable of main()."""
 
@@ -509,6 +513,7 @@ def busy_program(seed: int) -> tuple[dict[str, Any], Callable[[int], None]]:
     return parts, second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_healthy_busy_program_gets_no_report_in_ten_minutes(shop: Any, seed: int) -> None:
     """An LRU dict, requests under way, a window, a queue, a batch, sessions that end: all full of life, none grows."""
@@ -651,6 +656,7 @@ def test_no_code_of_the_program_runs(shop: Any) -> None:
     assert {"shop.thing.chats", "shop.masked.rows", "shop.mapping", "shop.items", "shop.group"} == set(named(growers))
 
 
+@pytest.mark.slow
 def test_a_container_that_changes_while_it_is_walked_does_no_harm(shop: Any) -> None:
     """Other threads go on changing dicts, lists, sets and classes during a reading."""
     over = threading.Event()
@@ -869,6 +875,7 @@ def _node() -> Any:
     return walk._frontier[0][1]
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_objects_that_cannot_be_weak_ends_somewhere(shop: Any) -> None:
     """A linked list of a hundred thousand does not overflow the stack."""
     define(
@@ -1044,6 +1051,7 @@ def test_the_interval_may_be_text() -> None:
         assert "<watch_growth every 90 s, 0 readings, 0 growers>" == repr(growth)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_goes_on_watching() -> None:
     """Its janitor starts anew, whatever thread held the lock."""

@@ -227,6 +227,7 @@ def test_a_leak_is_unhealthy_long_before_the_limit(
     assert 1 == sum("has grown by" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_a_floor_that_rises_is_told_and_is_no_reason_to_act_yet(
     machine: Any, watch: MemoryMonitor, clock: ManualClock
 ) -> None:
@@ -481,6 +482,7 @@ def test_a_registry_that_cannot_be_trimmed_keeps_no_other_from_it(
     assert any("registry 'stuck' could not be trimmed" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_while_everything_is_leased_it_says_so_once_and_does_not_spin() -> None:
     """A process of its own, so that there is nothing else to shed."""
     done = run(
@@ -508,6 +510,7 @@ def test_while_everything_is_leased_it_says_so_once_and_does_not_spin() -> None:
     assert 1 == done.stderr.count("nothing can be shed: all that the 1 registries hold is leased, busy or spared")
 
 
+@pytest.mark.slow
 def test_without_anything_to_shed_it_says_what_is_missing() -> None:
     done = run(
         """
@@ -556,6 +559,7 @@ def test_a_share_of_nothing_leaves_the_registries_alone(machine: Any, clock: Man
     assert ["relieved"] == relieved
 
 
+@pytest.mark.slow
 def test_collecting_and_giving_back_are_asked_for(machine: Any, clock: ManualClock) -> None:
     """Cycles are freed, and glibc gives whole pages back, if the monitor was told to."""
 
@@ -578,6 +582,7 @@ def test_collecting_and_giving_back_are_asked_for(machine: Any, clock: ManualClo
     assert shed.trimmed in {True, False, None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [{"maxsize": 10}, {"max_bytes": "1MiB"}], ids=["estimated", "measured"])
 def test_of_thousands_of_small_registries_a_quarter_goes(watch: MemoryMonitor, bound: dict[str, Any]) -> None:
     """A dict on each of many objects: though none has four entries, a quarter of all goes, and not all."""
@@ -635,6 +640,7 @@ def end_it(reference: weakref.ref[MemoryMonitor]) -> None:
     watch.close()
 
 
+@pytest.mark.slow
 def test_started_it_lives_though_nobody_holds_it_and_closed_it_dies(machine: Any) -> None:
     watch = MemoryMonitor(interval=0.01, root=machine.root).start()
     assert watch is watch.start()
@@ -660,6 +666,7 @@ def test_closed_it_can_be_started_again(machine: Any) -> None:
     assert not watch.running
 
 
+@pytest.mark.slow
 def test_nothing_starts_at_import_or_when_it_is_made() -> None:
     done = run(
         """
@@ -725,6 +732,7 @@ def test_threads_that_check_at_once_shed_once(machine: Any, watch: MemoryMonitor
 # Real processes
 
 
+@pytest.mark.slow
 @linux
 def test_a_monitor_goes_on_in_a_forked_child_with_its_own_memory() -> None:
     done = run(
@@ -786,6 +794,7 @@ print(n + 1, len(chats) < n, monitor.sheds > 1)
 """
 
 
+@pytest.mark.slow
 @linux
 def test_a_load_that_ends_a_process_without_a_monitor_is_survived_with_it() -> None:
     """Under a limit of the address space."""
@@ -817,6 +826,7 @@ def group() -> Iterator[str]:
     pytest.skip("no control group with a limit can be made on this machine")
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("how", ["check", "thread"])
 def test_a_load_that_is_killed_in_a_control_group_is_survived_with_a_monitor(group: str, how: str) -> None:

@@ -40,6 +40,7 @@ def drop() -> None:
 LINE = keep.__code__.co_firstlineno + 1
 
 
+@pytest.mark.slow
 def test_the_line_that_holds_more_than_before_comes_first() -> None:
     """With its file, its number, and the bytes it has not given back."""
     with profile_memory() as profile:
@@ -57,6 +58,7 @@ def test_the_line_that_holds_more_than_before_comes_first() -> None:
     assert f"{__file__}:{LINE}: +976." in str(first)
 
 
+@pytest.mark.slow
 def test_what_was_given_back_is_not_named() -> None:
     """A line that ends where it began has not grown; one that shrank has not either."""
     with profile_memory() as outer:
@@ -69,6 +71,7 @@ def test_what_was_given_back_is_not_named() -> None:
     assert [] == [line for line in outer.top(100) if line.line == LINE]
 
 
+@pytest.mark.slow
 def test_top_is_as_long_as_asked_for_and_in_order() -> None:
     """The first grew most."""
     with profile_memory() as profile:
@@ -83,6 +86,7 @@ def test_top_is_as_long_as_asked_for_and_in_order() -> None:
     assert isinstance(three[0], LineGrowth)
 
 
+@pytest.mark.slow
 def test_labelled_snapshots_can_be_compared() -> None:
     """What a warm-up takes is no leak: compare with the time after it."""
     with profile_memory() as profile:
@@ -106,6 +110,7 @@ def held(lines: list[LineGrowth]) -> int:
     return round(sum(line.grown for line in lines if line.line == LINE) / 1_000)
 
 
+@pytest.mark.slow
 def test_neither_tracing_nor_the_profile_itself_is_named() -> None:
     """What the measuring takes is left out."""
     with profile_memory() as profile:
@@ -117,6 +122,7 @@ def test_neither_tracing_nor_the_profile_itself_is_named() -> None:
     assert not any(file.endswith(("tracemalloc.py", "memory/profile.py")) for file in files)
 
 
+@pytest.mark.slow
 def test_tracing_that_was_on_stays_on() -> None:
     """It is stopped by who has started it, and keeps its number of frames."""
     tracemalloc.start(7)
@@ -131,6 +137,7 @@ def test_tracing_that_was_on_stays_on() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_profiles_may_be_nested() -> None:
     """The inner one ends without taking the outer one's traces."""
     with profile_memory(frames=3) as outer:
@@ -143,6 +150,7 @@ def test_profiles_may_be_nested() -> None:
     assert (700, 200) == (held(outer.top(100)), held(inner.top(100)))
 
 
+@pytest.mark.slow
 def test_profiles_in_several_threads_may_overlap() -> None:
     """The first to begin may be the first to end."""
     first_over, second_begun = threading.Event(), threading.Event()
@@ -165,6 +173,7 @@ def test_profiles_in_several_threads_may_overlap() -> None:
     assert 300 == held(second[0].top(100))
 
 
+@pytest.mark.slow
 def test_a_body_that_raises_is_profiled_and_its_error_goes_on() -> None:
     """The numbers are there afterwards, and tracing has ended."""
     profile = profile_memory()
@@ -180,6 +189,7 @@ def test_a_body_that_raises_is_profiled_and_its_error_goes_on() -> None:
     assert 100 == held(profile.top(100))
 
 
+@pytest.mark.slow
 def test_somebody_else_who_stops_tracing_is_told() -> None:
     """But not instead of the error of the body."""
     with pytest.raises(RuntimeError, match="tracemalloc"), profile_memory():
@@ -197,6 +207,7 @@ def test_somebody_else_who_stops_tracing_is_told() -> None:
     assert [] == profile.top()
 
 
+@pytest.mark.slow
 def test_garbage_does_not_count_unless_it_is_wanted() -> None:
     """What waits for the collector is no growth."""
 
@@ -217,6 +228,7 @@ def test_garbage_does_not_count_unless_it_is_wanted() -> None:
     assert (0, 100) == (profiled(collect=True), profiled(collect=False))
 
 
+@pytest.mark.slow
 def test_a_function_is_profiled_at_each_call() -> None:
     """Each call is a profile of its own; arguments, result and name are the function's."""
     reports: list[int] = []
@@ -235,6 +247,7 @@ def test_a_function_is_profiled_at_each_call() -> None:
     assert ("work", "Works.") == (work.__name__, work.__doc__)
 
 
+@pytest.mark.slow
 async def test_a_coroutine_function_is_profiled_until_it_ends() -> None:
     """Not until its coroutine is made."""
     reports: list[int] = []
@@ -248,6 +261,7 @@ async def test_a_coroutine_function_is_profiled_until_it_ends() -> None:
     assert [100] == reports
 
 
+@pytest.mark.slow
 def test_a_call_that_raises_is_reported_too() -> None:
     """What failed may have left something behind."""
     reports: list[MemoryProfile] = []
@@ -262,6 +276,7 @@ def test_a_call_that_raises_is_reported_too() -> None:
     assert 1 == len(reports)
 
 
+@pytest.mark.slow
 def test_without_a_report_a_decorated_function_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Its top lines, at level INFO; a block says nothing by itself."""
     caplog.set_level(logging.INFO, logger="hygiene")
@@ -274,6 +289,7 @@ def test_without_a_report_a_decorated_function_is_logged(caplog: pytest.LogCaptu
     assert re.search(rf"{re.escape(__file__)}:{LINE}: \+97\.\d KiB", record.getMessage())  # a bytearray has a head, too
 
 
+@pytest.mark.slow
 def test_a_profile_is_for_one_use_and_says_so() -> None:
     """Each mistake has a sentence."""
     profile = profile_memory()

@@ -78,6 +78,7 @@ def test_a_reading_opens_no_file() -> None:
     assert before == len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.slow
 @linux
 def test_a_process_that_closes_all_files_can_still_be_read() -> None:
     """As a daemon does when it starts; the number of the file may belong to another by then."""

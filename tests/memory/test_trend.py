@@ -59,6 +59,7 @@ def told(found: list[tuple[float, Growth]], growth: Growth) -> int:
     return [kind for _, kind in found].count(growth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "kind",
@@ -100,6 +101,7 @@ def test_a_leak_is_found_under_work_that_comes_and_goes() -> None:
     assert [Growth.RISING] == [growth for _, growth in found]
 
 
+@pytest.mark.slow
 def test_a_leak_that_begins_late_is_found() -> None:
     draw = random.Random(2)
 
@@ -109,6 +111,7 @@ def test_a_leak_that_begins_late_is_found() -> None:
     assert 600 < found[0][0] <= 725
 
 
+@pytest.mark.slow
 def test_what_grew_and_came_back_is_no_leak_and_does_not_alarm_again() -> None:
     """A job of three hours, every six hours: told once, until it needs more than it ever did."""
     draw = random.Random(3)
@@ -161,6 +164,7 @@ def test_a_long_pause_is_forgotten_and_a_short_one_is_filled() -> None:
     assert 0.0 == trend.rate
 
 
+@pytest.mark.slow
 def test_the_state_does_not_grow() -> None:
     """A month of readings leaves no more than a day of them."""
     trend = Trend()

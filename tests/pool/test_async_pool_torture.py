@@ -161,6 +161,7 @@ async def test_what_is_granted_too_late_comes_back_without_a_collection(factory:
         assert [0] == factory.closed
 
 
+@pytest.mark.slow
 async def test_a_task_in_another_thread_may_grant_while_the_first_is_cancelled(factory: Any) -> None:
     """Threads release, tasks are cancelled, and in the end there is full capacity."""
     async with AsyncPool(factory, max_size=2) as pool:

@@ -1060,6 +1060,7 @@ FILES = {module.__file__}
 SITUATIONS = (roomy, crowded, contended, shrunken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize("outer", Bystander.OPERATIONS)
 def test_any_operation_may_happen_in_the_middle_of_any_other(
@@ -1079,6 +1080,7 @@ def test_any_operation_may_happen_in_the_middle_of_any_other(
                 break
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cheap_collections")
 @pytest.mark.parametrize("outer", Bystander.OPERATIONS)
 def test_a_collection_may_find_a_slot_at_any_bytecode(

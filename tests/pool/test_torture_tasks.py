@@ -1035,6 +1035,7 @@ def told(text: str) -> Iterator[threading.Event]:
         logging.getLogger("hygiene").removeHandler(handler)
 
 
+@pytest.mark.slow
 async def test_a_dropped_lease_is_reported_with_the_stack_that_took_it_and_its_slot_comes_back(
     factory: Factory, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1054,6 +1055,7 @@ async def test_a_dropped_lease_is_reported_with_the_stack_that_took_it_and_its_s
         await assert_full_capacity(pool)
 
 
+@pytest.mark.slow
 def test_a_lease_that_outlives_its_loop_is_reported_once(factory: Factory, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing can close its resource any more; the pool serves the next loop."""
     kept: list[Any] = []
@@ -1077,6 +1079,7 @@ def test_a_lease_that_outlives_its_loop_is_reported_once(factory: Factory, caplo
     assert [1] == factory.closed
 
 
+@pytest.mark.slow
 def test_releasing_when_the_loop_is_gone_is_harmless(factory: Factory) -> None:
     for options in ({}, {"reset": lambda connection: step()}):
         for discard in (False, True):
@@ -1117,6 +1120,7 @@ async def test_who_was_cancelled_leaves_no_garbage_behind(factory: Factory) -> N
 # Fork.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_child_runs_a_loop_of_its_own_with_resources_of_its_own() -> None:
     """Although the parent holds one, waits for it, and is in the middle of resetting another."""
@@ -1260,6 +1264,7 @@ async def cancel_at_random(factory: Factory, seed: int, tasks: int) -> None:
     assert pool.stats().opened == pool.stats().closed == len(factory.closed) == len(factory.opened)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 async def test_300_tasks_with_random_cancellation_leave_full_capacity_and_never_share(
     factory: Factory, seed: int

@@ -544,6 +544,7 @@ def test_what_is_granted_after_the_timeout_goes_to_the_next(factory: Factory) ->
 # Dropped.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cycle", [False, True])
 def test_a_dropped_lease_is_reported_with_the_stack_that_took_it_and_its_slot_comes_back(
     factory: Factory, caplog: pytest.LogCaptureFixture, cycle: bool
@@ -723,6 +724,7 @@ def plain(factory: Factory) -> Pool[Connection]:
     return Pool(factory, max_size=2, timer=ManualClock(), max_idle=600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [plain, hooked])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_signal_handler_uses_the_pool_wherever_it_interrupts_it(
@@ -760,6 +762,7 @@ def test_a_signal_handler_uses_the_pool_wherever_it_interrupts_it(
     assert len(factory.opened) == len(factory.closed)
 
 
+@pytest.mark.slow
 def test_a_signal_handler_may_come_at_any_time(factory: Factory) -> None:
     """A timer fires while the pool is in full use."""
     calls: list[int] = []
@@ -800,6 +803,7 @@ class Farewell:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leak", [False, True])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_finalizer_uses_the_pool_wherever_a_collection_interrupts_it(
@@ -851,6 +855,7 @@ def interruptions(pool: Pool[Connection], operation: Callable[[Pool[Connection]]
         yield caught
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [plain, hooked])
 @pytest.mark.parametrize("operation", [*OPERATIONS, wait])
 def test_who_is_interrupted_anywhere_loses_no_slot(
@@ -990,6 +995,7 @@ def run_forking(script: str) -> None:
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 
+@pytest.mark.slow
 @forks
 @pytest.mark.parametrize("options", ["", "leak_after=60, reset=lambda c: None, check=lambda c: True"])
 def test_a_forked_child_opens_its_own_and_leaves_those_of_the_parent_alone(options: str) -> None:
@@ -1029,6 +1035,7 @@ def test_a_forked_child_opens_its_own_and_leaves_those_of_the_parent_alone(optio
     """)
 
 
+@pytest.mark.slow
 @forks
 def test_a_forked_child_may_leave_the_block_of_its_parent() -> None:
     """The resource stays the parent's, whoever leaves the block first."""
@@ -1050,6 +1057,7 @@ def test_a_forked_child_may_leave_the_block_of_its_parent() -> None:
     """)
 
 
+@pytest.mark.slow
 @forks
 def test_a_program_that_forks_while_threads_wait() -> None:
     """The child, where nobody waits, is served at once; in the parent they are served as if nothing had been."""
@@ -1086,6 +1094,7 @@ def test_a_program_that_forks_while_threads_wait() -> None:
     """)
 
 
+@pytest.mark.slow
 @forks
 def test_a_forked_child_has_a_janitor_of_its_own() -> None:
     """What the child leaves idle, and what it drops, is closed there."""
@@ -1113,6 +1122,7 @@ def test_a_forked_child_has_a_janitor_of_its_own() -> None:
 # At random.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_threads_with_tiny_timeouts_leave_full_capacity_and_never_share(
     factory: Factory, seed: int, hasty: None

@@ -261,6 +261,7 @@ class CountingOrder:
         return self._asked_order.pop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked_for", [None, lambda entry: False], ids=["plain", "busy"])
 def test_many_leases_cost_each_insertion_a_constant(asked_for: Any) -> None:
     """With 9,999 of 10,000 entries leased, each of 10,000 insertions looks at a few entries, and the bound is exact."""

@@ -190,6 +190,7 @@ def test_no_call_pays_for_all_that_expires_at_once(
     assert [] == [key for key in registry if key >= 0]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_at_once_are_dropped_by_expire(clock: ManualClock) -> None:
     told = 0
 
@@ -206,6 +207,7 @@ def test_a_hundred_thousand_at_once_are_dropped_by_expire(clock: ManualClock) ->
     assert 0 == registry.expire()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_at_once_are_dropped_by_the_janitor(clock: ManualClock) -> None:
     """Nobody reads, writes or sweeps: they leave."""
     empty = threading.Event()
@@ -325,6 +327,7 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_process_without_time_limits_starts_no_thread() -> None:
     code = """
 import threading
@@ -345,6 +348,7 @@ print(threading.active_count())
     assert "1" == run_python(code)
 
 
+@pytest.mark.slow
 def test_the_thread_ends_when_nothing_is_left() -> None:
     """When the last registry with times is gone, or holds nothing, the thread goes; and it comes again."""
     code = """
@@ -370,6 +374,7 @@ print(threading.active_count(), len(second))
     assert "1 0" == run_python(code)
 
 
+@pytest.mark.slow
 def test_a_process_ends_although_much_is_watched() -> None:
     code = """
 from hygiene.registry import Registry
@@ -454,6 +459,7 @@ def with_timeout(function):
 """
 
 
+@pytest.mark.slow
 @needs_fork
 def test_locks_work_after_a_fork_while_another_thread_held_them() -> None:
     """A child of ``fork`` can use every registry, although whoever held its lock does not exist there."""
@@ -498,6 +504,7 @@ print(status)
     assert "0" == run_python(code)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_the_janitor_works_in_a_forked_child() -> None:
     """What the parent put in expires in the child, too, and what the child puts in."""
@@ -524,6 +531,7 @@ print(status, len(registry))
     assert "0 0" == run_python(code)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_creation_that_was_under_way_is_not_waited_for_in_a_child() -> None:
     """The thread that creates a key exists in the parent only: the child creates its own."""

@@ -7,6 +7,7 @@ import contextlib
 import threading
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +36,7 @@ def told(notes: list[str], total: int) -> list[int]:
     return [next(n for n in range(total) if f"opened as {n + 1} of {total} " in note) for note in notes]
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.lists(st.tuples(st.sampled_from(SYNC_WAYS), st.sampled_from(OUTCOMES[:2])), max_size=8), st.booleans())
 def test_releases_of_a_session(kinds: list[tuple[str, str]], raising: bool) -> None:
@@ -102,6 +104,7 @@ def test_releases_of_a_session_that_may_hang(kinds: list[tuple[str, str]]) -> No
     check(caught, None, kinds, released)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(

@@ -529,6 +529,7 @@ def test_another_thread_may_close_it(log: list[str]) -> None:
         current_session()
 
 
+@pytest.mark.slow
 def test_a_session_that_is_dropped_says_so(log: list[str]) -> None:
     """And one that holds nothing, or was closed, does not."""
     session: Session | None = Session(name="forgotten")

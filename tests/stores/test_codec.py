@@ -86,6 +86,7 @@ def shape(value: Any) -> Any:
     return [shape(item) for item in value] if type(value) is list else type(value)
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_what_is_taken_comes_back_equal_and_of_the_same_types(value: Any) -> None:
     """Also what ``==`` does not see: a 1 is no 1.0, and keys keep their order."""
@@ -289,12 +290,14 @@ def test_a_pickle_is_never_loaded_by_the_codec_that_was_not_asked_for_it() -> No
         PICKLE.decode_rows([(0, MSGPACK.encode(1))])
 
 
+@pytest.mark.slow
 @given(KEYS)
 def test_a_key_comes_back_equal(key: Any) -> None:
     assert key == decode_key(encode_key(key))
     assert hash(key) == hash(decode_key(encode_key(key)))
 
 
+@pytest.mark.slow
 @given(KEYS, KEYS)
 def test_keys_are_one_exactly_where_they_are_in_a_dict(one: Any, other: Any) -> None:
     assert (one == other) == (encode_key(one) == encode_key(other))

@@ -177,6 +177,7 @@ def test_an_index_that_does_not_know_a_key_is_built_anew(path: Path) -> None:
         assert expected == dict(store.items("s"))
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_a_silent_loss(path: Path, tmp_path: Path) -> None:
     """Any bit of the file: it is an error, or it is in the report, or everything is there."""
     expected = fill(path)
@@ -356,6 +357,7 @@ with SQLiteStore(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_keeps_what_was_acknowledged(path: Path, elsewhere: Callable[..., Any]) -> None:
     """The system itself refuses to write: in the log, in the middle of a save, or of its checkpoint."""
     pytest.importorskip("resource")
@@ -381,6 +383,7 @@ for name in ("new.db", "chats.db"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_folder_that_may_not_be_written_to_is_unavailable(tmp_path: Path, elsewhere: Callable[..., Any]) -> None:
     """The error says which, and what has to be allowed; nothing is created and nothing is lost."""

@@ -84,6 +84,7 @@ print("survived", rounds)
 """
 
 
+@pytest.mark.slow
 @needs_fork
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(path: Path, elsewhere: Callable[..., Any]) -> None:
     """60 times at random moments, some of them in a checkpoint: all there, in order, no gap, no half batch."""
@@ -112,6 +113,7 @@ with open_store("sqlite:" + sys.argv[1], timeout=40, check=False) as store:
 """
 
 
+@pytest.mark.slow
 def test_four_processes_that_count_together_lose_nothing(path: Path, elsewhere: Callable[..., Any]) -> None:
     """500 times each with compare and set: 2,000. They make the file together, too: whoever comes first."""
     processes = [elsewhere(COUNTER, path, 500) for _ in range(4)]
@@ -203,6 +205,7 @@ def test_a_parent_that_closes_takes_nothing_from_its_child(path: Path) -> None:
         assert store.report.clean
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_fork_waits_for_threads_that_read_and_write(path: Path, in_child: InChild) -> None:
     """None of them notices, and each child finds a store that works."""
@@ -290,6 +293,7 @@ def test_two_stores_on_one_file_see_each_other(path: Path) -> None:
         assert [1, 2, 3] == value_of(store, "a")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_terminated_loses_nothing(path: Path, elsewhere: Callable[..., Any]) -> None:
     """SIGTERM without a handler is a crash like any other: what was acknowledged is there."""
     code = """
@@ -310,6 +314,7 @@ sys.stdin.readline()
         assert 1 == value_of(store, "a")
 
 
+@pytest.mark.slow
 def test_what_was_synced_is_on_disk_before_the_call_returns(path: Path, elsewhere: Callable[..., Any]) -> None:
     """Looked at from outside: after the write to the log comes an fsync of it, and only then the acknowledgement."""
     strace = next((p for p in ("/usr/bin/strace", "/bin/strace") if os.access(p, os.X_OK)), None)

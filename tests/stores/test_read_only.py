@@ -89,6 +89,7 @@ def test_a_look_leaves_nothing_behind(tmp_path: Path, path: Path) -> None:
     assert (before, at) == (bytes_of(tmp_path), path.stat().st_mtime_ns)
 
 
+@pytest.mark.slow
 def test_a_look_at_a_file_that_another_process_writes_changes_neither_it_nor_its_log(
     tmp_path: Path, path: Path, elsewhere: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_look_at_a_file_that_another_process_writes_changes_neither_it_nor_its
     assert {"log": list(range(37))} == look_at_everything(path)
 
 
+@pytest.mark.slow
 def test_a_look_after_a_kill_leaves_the_log_as_it_is(
     tmp_path: Path, path: Path, elsewhere: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -330,6 +330,7 @@ def test_a_key_that_cannot_be_stored_is_refused_by_name(store: SQLiteStore) -> N
         put(store, ("a", b"", frozenset()), 1)
 
 
+@pytest.mark.slow
 def test_a_value_of_100_mb_is_ordinary(path: Path) -> None:
     large = b"\0\xff" * 50_000_000
     with SQLiteStore(path) as store:
@@ -448,6 +449,7 @@ def test_threads_that_are_gone_leave_no_connections(path: Path) -> None:
         assert 1 == len(store._readers)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 def test_who_forgets_to_close_it_is_told(path: Path) -> None:
     stores = [SQLiteStore(path)]

@@ -65,6 +65,7 @@ def here(leak: Leak) -> bool:
 # --- Leases and pools -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lease_of_a_pool_is_found() -> None:
     with managed_pool(object, name="db") as pool:
         with watched() as found:
@@ -75,6 +76,7 @@ def test_a_lease_of_a_pool_is_found() -> None:
     assert here(found[0])
 
 
+@pytest.mark.slow
 async def test_a_lease_of_an_async_pool_is_found() -> None:
     async with AsyncPool(object, name="db") as pool:
         with watched() as found:
@@ -95,6 +97,7 @@ def test_a_lease_that_was_there_before_is_not() -> None:
     assert [] == found
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_not_closed_is_found() -> None:
     with watched() as found:
         pool = Pool(object, name="db")
@@ -106,6 +109,7 @@ def test_a_pool_that_is_not_closed_is_found() -> None:
     assert here(found[0])
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_dropped_open_is_found_and_warns_as_ever() -> None:
     with pytest.warns(ResourceWarning, match="dropped with 1 open"), watched() as found:  # noqa: PT031
         pool = Pool(object, name="db")
@@ -126,6 +130,7 @@ def test_a_pool_with_nothing_open_is_not() -> None:
     assert not pool.closed
 
 
+@pytest.mark.slow
 def test_a_lease_of_a_registry_is_found() -> None:
     registry: Registry[str, int] = Registry({"a": 1, "b": 2}, name="users")
     with watched() as found:
@@ -139,6 +144,7 @@ def test_a_lease_of_a_registry_is_found() -> None:
     assert here(found[0])
 
 
+@pytest.mark.slow
 async def test_a_lease_of_a_registry_in_a_task_is_found() -> None:
     registry: Registry[str, int] = Registry({"a": 1, "b": 2}, name="users")
     with watched() as found:
@@ -155,6 +161,7 @@ async def test_a_lease_of_a_registry_in_a_task_is_found() -> None:
 # --- Sessions ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_session_that_is_not_closed_is_found() -> None:
     with watched() as found:
         session = Session(name="job")
@@ -167,6 +174,7 @@ def test_a_session_that_is_not_closed_is_found() -> None:
     assert here(found[0])
 
 
+@pytest.mark.slow
 def test_the_session_of_a_generator_that_waits_is_found() -> None:
     @managed_session(name="rows")
     def rows() -> Iterator[int]:
@@ -183,6 +191,7 @@ def test_the_session_of_a_generator_that_waits_is_found() -> None:
     assert here(found[0])
 
 
+@pytest.mark.slow
 async def test_an_async_session_that_is_dropped_is_found() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -208,6 +217,7 @@ class Player:
     def hear(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_a_listener_is_found() -> None:
     bus, player, gone = Bus(), Player(), Player()
     with watched() as found:
@@ -227,6 +237,7 @@ def test_a_listener_that_goes_with_its_owner_is_not() -> None:
     assert [] == found
 
 
+@pytest.mark.slow
 def test_a_registry_that_has_grown_is_found() -> None:
     """With the keys that are new: there is no stack of what was put into a dict."""
     registry: Registry[str, int] = Registry({"a": 1}, name="users")
@@ -238,6 +249,7 @@ def test_a_registry_that_has_grown_is_found() -> None:
     assert ["registry 'users' grew from 1 to 3 entries; the newest: 'b', 'c'"] == words(found)
 
 
+@pytest.mark.slow
 def test_a_registry_that_somebody_keeps_is_found() -> None:
     with watched() as found:
         kept: Registry[str, int] = Registry({"a": 1}, name="users")
@@ -248,6 +260,7 @@ def test_a_registry_that_somebody_keeps_is_found() -> None:
     assert 1 == len(kept)
 
 
+@pytest.mark.slow
 def test_a_registry_that_the_runner_is_about_to_drop_is_not() -> None:
     """The values of fixtures are held until after the test."""
     kept: list[Any] = []
@@ -272,6 +285,7 @@ def test_what_shared_resource_keeps_is_not() -> None:
 # --- Threads and tasks ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_thread_is_found() -> None:
     gate = threading.Event()
     with watched() as found:
@@ -284,6 +298,7 @@ def test_a_thread_is_found() -> None:
     assert here(found[0])
 
 
+@pytest.mark.slow
 def test_a_thread_that_is_about_to_end_is_waited_for() -> None:
     gate = threading.Event()
     with watched(patience=PATIENCE) as found:
@@ -293,6 +308,7 @@ def test_a_thread_that_is_about_to_end_is_waited_for() -> None:
     assert [] == found
 
 
+@pytest.mark.slow
 def test_the_threads_of_an_executor_are_found_unless_it_is_older() -> None:
     with ThreadPoolExecutor() as older:
         with watched() as found:
@@ -304,6 +320,7 @@ def test_the_threads_of_an_executor_are_found_unless_it_is_older() -> None:
     assert ["thread 'own_0', still running"] == words(found)
 
 
+@pytest.mark.slow
 def test_what_an_older_thread_makes_is_not_the_tests() -> None:
     """A server that was there before opens connections when it likes to."""
     begin, made = threading.Event(), threading.Event()
@@ -330,6 +347,7 @@ def test_what_an_older_thread_makes_is_not_the_tests() -> None:
     assert [] == found
 
 
+@pytest.mark.slow
 def test_a_task_on_a_loop_that_goes_on_is_found() -> None:
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
@@ -347,6 +365,7 @@ def test_a_task_on_a_loop_that_goes_on_is_found() -> None:
     assert here(found[0])
 
 
+@pytest.mark.slow
 def test_a_task_that_nobody_holds_is_found() -> None:
     """The collection before the last look does not destroy it."""
     with asyncio.Runner() as runner:
@@ -365,6 +384,7 @@ def test_a_task_that_nobody_holds_is_found() -> None:
 fds = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")  # noqa: PTH112
 
 
+@pytest.mark.slow
 @fds
 def test_files_and_sockets_are_found(tmp_path: Path) -> None:
     with watched("fds") as found:
@@ -383,6 +403,7 @@ def test_files_and_sockets_are_found(tmp_path: Path) -> None:
     assert all(here(leak) for leak in found)
 
 
+@pytest.mark.slow
 @fds
 def test_a_database_is_found_with_all_its_files(tmp_path: Path) -> None:
     with watched("fds") as found:
@@ -397,6 +418,7 @@ def test_a_database_is_found_with_all_its_files(tmp_path: Path) -> None:
     assert all(here(leak) for leak in found)
 
 
+@pytest.mark.slow
 @fds
 def test_what_nobody_sees_being_opened_is_found_without_a_stack() -> None:
     with watched("fds") as found:
@@ -503,6 +525,7 @@ def test_only_what_is_asked_for_is_told() -> None:
     assert [] == found
 
 
+@pytest.mark.slow
 def test_watches_nest() -> None:
     gate = threading.Event()
     with watched() as outer:

@@ -46,6 +46,7 @@ def lines_of(result: pytest.RunResult) -> str:
     return result.stdout.str()
 
 
+@pytest.mark.slow
 def test_a_test_that_leaves_something_fails_and_says_what_and_where(run: Run, in_source: Callable[[str], str]) -> None:
     """The thread is named, with the line that started it."""
     result = run(
@@ -90,6 +91,7 @@ def test_a_test_that_is_not_watched_passes(run: Run, in_source: Callable[[str], 
     assert 0 == result.ret
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tests", "options"),
     [
@@ -112,6 +114,7 @@ def test_a_test_is_watched_who_asks_for_it(
     result.stdout.fnmatch_lines(["ERROR *test_it - Failed: left behind: 1 thread"])
 
 
+@pytest.mark.slow
 def test_the_failure_of_the_test_itself_comes_first(run: Run, in_source: Callable[[str], str]) -> None:
     """What it left is added to its report, and is no second failure."""
     result = run(
@@ -129,6 +132,7 @@ def test_the_failure_of_the_test_itself_comes_first(run: Run, in_source: Callabl
     )
 
 
+@pytest.mark.slow
 def test_a_failure_in_setup_or_teardown_comes_first(run: Run, in_source: Callable[[str], str]) -> None:
     """Neither is replaced by what was left."""
     result = run(
@@ -160,6 +164,7 @@ def test_a_failure_in_setup_or_teardown_comes_first(run: Run, in_source: Callabl
     result.stdout.fnmatch_lines(["ERROR *test_teardown - Failed: teardown is broken"])
 
 
+@pytest.mark.slow
 def test_an_expected_failure_stays_one(run: Run, in_source: Callable[[str], str]) -> None:
     """A test that is known to fail may leave its things."""
     result = run(
@@ -198,6 +203,7 @@ def test_a_marker_that_is_not_understood_fails_its_test(run: Run) -> None:
     result.stdout.fnmatch_lines(["*is not understood*found thread", "*is not understood*patience*", "*one argument*"])
 
 
+@pytest.mark.slow
 def test_the_next_test_is_not_blamed(run: Run, in_source: Callable[[str], str]) -> None:
     """A thread that one test has left is there before the next one begins."""
     result = run(
@@ -216,6 +222,7 @@ def test_the_next_test_is_not_blamed(run: Run, in_source: Callable[[str], str]) 
     result.assert_outcomes(passed=2, errors=1)
 
 
+@pytest.mark.slow
 def test_what_a_fixture_of_more_than_one_test_makes_is_not_the_tests(run: Run) -> None:
     """Whichever test is the first to ask for it, even in its middle."""
     result = run(
@@ -269,6 +276,7 @@ def test_what_a_fixture_of_more_than_one_test_makes_is_not_the_tests(run: Run) -
     result.assert_outcomes(passed=3)
 
 
+@pytest.mark.slow
 def test_what_a_fixture_of_the_test_releases_is_not_left(run: Run) -> None:
     """It is looked when the test's own fixtures are gone, and their values are about to be."""
     result = run(
@@ -308,6 +316,7 @@ def test_what_a_fixture_of_the_test_releases_is_not_left(run: Run) -> None:
     result.assert_outcomes(passed=3)
 
 
+@pytest.mark.slow
 def test_the_tests_of_anyio_and_unittest_are_watched(run: Run) -> None:
     """The loop that a test's runner makes is looked at before it cancels what is left; one of the test's own is not."""
     result = run(
@@ -366,6 +375,7 @@ def test_the_tests_of_anyio_and_unittest_are_watched(run: Run) -> None:
     )
 
 
+@pytest.mark.slow
 def test_anyio_runs_its_own(run: Run) -> None:
     """In strict mode of the other plugin, so that this one has the test."""
     result = run(
@@ -407,6 +417,7 @@ def test_anyio_runs_its_own(run: Run) -> None:
     result.assert_outcomes(passed=4, errors=2)
 
 
+@pytest.mark.slow
 def test_with_xdist(run: Run, in_source: Callable[[str], str]) -> None:
     """The workers find what is left, and the report arrives."""
     pytest.importorskip("xdist")
@@ -434,6 +445,7 @@ def test_with_xdist(run: Run, in_source: Callable[[str], str]) -> None:
     result.stdout.fnmatch_lines_random(["*'forgotten', still running*", "*'another', still running*", "*its own*"])
 
 
+@pytest.mark.slow
 def test_nothing_of_the_library_is_imported_before_a_test_is_watched(
     pytester: pytest.Pytester, project_root: Path
 ) -> None:
@@ -451,6 +463,7 @@ def test_nothing_of_the_library_is_imported_before_a_test_is_watched(
     assert "1 passed" in result.stdout, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_it_ends_at_once(run: Run, in_source: Callable[[str], str]) -> None:
     """Who stops the tests does not wait for what one of them may have left."""
     result = run(
@@ -473,6 +486,7 @@ def test_interrupted_it_ends_at_once(run: Run, in_source: Callable[[str], str]) 
     assert "forgotten" not in lines_of(result)
 
 
+@pytest.mark.slow
 def test_our_own_tests_leave_nothing(project_root: Path) -> None:
     """Nothing is found where nothing is. One test drops a pool on purpose."""
     suites = ["tests/pool/test_pool.py", "tests/session/test_scopes.py", "tests/test_listeners.py"]

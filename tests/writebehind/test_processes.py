@@ -72,6 +72,7 @@ print("survived", rounds)
 """
 
 
+@pytest.mark.slow
 @needs_fork
 def test_nothing_acknowledged_is_lost_when_the_process_is_killed(path: Path, elsewhere: Callable[..., Any]) -> None:
     """60 times at random moments: each flush and each critical item is there, in order, and nothing twice."""
@@ -95,6 +96,7 @@ import warnings; warnings.simplefilter("ignore")
 """
 
 
+@pytest.mark.slow
 def test_the_exit_of_the_interpreter_saves_what_is_pending(path: Path, elsewhere: Callable[..., Any]) -> None:
     """Nobody has to close anything, where the process ends by itself."""
     process = elsewhere(LEAVER, path)

@@ -202,6 +202,7 @@ def test_durability_of_the_machine_syncs_every_save(make: Make, store: Any) -> N
     assert [(["a"], True)] == store.batches
 
 
+@pytest.mark.slow
 def test_a_large_backlog_is_saved_in_slices(make: Make, store: Any) -> None:
     writer = make(every=10_000)
     for n in range(2500):
@@ -869,6 +870,7 @@ def test_closing_ends_the_thread_at_once(make: Make) -> None:
     assert ended(thread)
 
 
+@pytest.mark.slow
 def test_what_is_pending_is_not_collected(store: Any) -> None:
     """Who forgets the writer does not lose what it was to save; when that is done, it goes."""
     writer = WriteBehind(store, interval="20ms")

@@ -55,6 +55,7 @@ class Writer(threading.Thread):
         assert list(range(self.acknowledged)) == record.value
 
 
+@pytest.mark.slow
 def test_redis_killed_and_started_again_in_the_middle_of_writing(
     own_redis: Any, wait: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -74,6 +75,7 @@ def test_redis_killed_and_started_again_in_the_middle_of_writing(
         assert store.recover().clean
 
 
+@pytest.mark.slow
 def test_postgres_backends_terminated_in_the_middle_of_writing(
     postgres_server: Any, prefix: str, wait: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -94,6 +96,7 @@ def test_postgres_backends_terminated_in_the_middle_of_writing(
         assert store.recover().clean
 
 
+@pytest.mark.slow
 def test_postgres_restarted_in_the_middle_of_writing(
     postgres_server: Any, prefix: str, wait: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -211,6 +214,7 @@ with kind(sys.argv[1], prefix=sys.argv[2], timeout=30) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)  # 2,000 commits of four that are in each other's way
 def test_four_processes_that_count_together_lose_nothing(
     server: Any, real: ServerStore, prefix: str, elsewhere: Callable[..., Any]
@@ -228,6 +232,7 @@ def test_four_processes_that_count_together_lose_nothing(
     assert (2000, 2000) == (record.value, record.head.version)
 
 
+@pytest.mark.slow
 def test_no_version_is_given_twice_however_often_an_entry_is_deleted(real: ServerStore) -> None:
     """Four threads save, delete and let end the same two entries: an old version never fits by chance."""
     versions: dict[str, list[int]] = {"a": [], "b": []}

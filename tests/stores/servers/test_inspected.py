@@ -13,6 +13,7 @@ from hygiene.stores import SaveLog, SaveValue
 pytestmark = pytest.mark.once
 
 
+@pytest.mark.slow
 def test_a_server_can_be_looked_into(server, tmp_path, capsys) -> None:
     """As a file can: what there is, and all of it as JSON lines. The address is shown without its password."""
     file = tmp_path / "all.jsonl"

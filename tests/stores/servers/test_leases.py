@@ -102,6 +102,7 @@ def test_a_lease_ends_by_itself(real: ServerStore, wait: Callable[[Callable[[], 
     assert not real.release("s", "a", first)
 
 
+@pytest.mark.slow
 def test_a_lease_that_is_renewed_goes_on(real: ServerStore) -> None:
     token = real.lease("s", "a", ttl=0.5)
     assert token is not None
@@ -134,6 +135,7 @@ with kind(sys.argv[1], prefix=sys.argv[2]) as store:
 """
 
 
+@pytest.mark.slow
 def test_an_owner_that_was_stopped_past_its_lease_is_refused(
     server: Any, real: ServerStore, prefix: str, elsewhere: Callable[..., Any],
     wait: Callable[[Callable[[], object]], None],

@@ -31,6 +31,7 @@ def postgres_address(postgres_server, prefix):
     return postgres_server.url.rpartition("/")[0] + f"/page_{prefix}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("server", ["redis", "postgres"])
 def test_a_page_runs(page, server, project_root, request, tmp_path, monkeypatch):

@@ -58,6 +58,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_four_processes_count_together(server: Any, prefix: str, elsewhere: Any, bots: Open) -> None:
     """Under the lease each sees what the last one saved: four times 100 is 400, and no update is lost."""
     processes = [elsewhere(COUNT, server.url, prefix, 100) for _ in range(4)]
@@ -126,6 +127,7 @@ async def test_a_blocking_read_on_a_loop_names_the_lease(bots: Open) -> None:
         assert ["hello"] == found == there["alice"]  # now it is in memory
 
 
+@pytest.mark.slow
 def test_a_late_save_of_a_paused_owner_is_refused(server: Any, prefix: str, elsewhere: Any, bots: Open) -> None:
     """A process is stopped for longer than its lease lasts; its save is refused, and the new owner's data stands."""
     paused = elsewhere(
@@ -399,6 +401,7 @@ async def test_a_lease_needs_no_thread_of_the_loop(bots: Open) -> None:
     assert {} == _keeper(here).tenures._held  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_lease_whose_loop_is_gone_is_given_back(bots: Open) -> None:
     """A task is dropped with its loop, in the middle of its lease: what it changed is saved, and nobody has to wait."""
     here, there = bots(), bots()

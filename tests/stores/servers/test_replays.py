@@ -29,6 +29,7 @@ def postgres_address(postgres_server, prefix):
     return f"postgresql://postgres:secret@127.0.0.1:{postgres_server.port}/replay_{prefix}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["redis", "postgres"])
 def test_every_message_is_on_the_server_in_order(server, request, tmp_path, monkeypatch):
     """Two replays leave every message on the server twice, in order, and show no password."""

@@ -55,6 +55,7 @@ def flipped(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
+@pytest.mark.slow
 def test_a_loop_may_save_and_delete(store: ServerStore) -> None:
     """A loop over thousands of entries holds nothing meanwhile, and what stays comes exactly once."""
     store.save([SaveLog("s", n, 0, [store.encode(n)] * (n % 3)) for n in range(600)])
@@ -144,6 +145,7 @@ def test_a_value_that_is_too_large_is_refused_by_name(store: ServerStore, monkey
         store.save([SaveLog("s", "a", append=[store.encode(b"x" * 199)])])
 
 
+@pytest.mark.slow
 def test_who_forgets_to_close_it_is_told(server: Any, prefix: str) -> None:
     store = server.open(prefix)
     connections = store._client if isinstance(store, RedisStore) else store._pool

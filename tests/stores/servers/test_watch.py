@@ -181,6 +181,7 @@ class TestHints:
 
         assert {"a"} == told.keys
 
+    @pytest.mark.slow
     def test_a_burst_of_writes_is_a_few_calls(self, real: ServerStore, watching: Any) -> None:
         """A callback that takes long does not have them pile up either."""
         gate, told = threading.Event(), Told()
@@ -394,6 +395,7 @@ class TestFaults:
         assert 1 == caplog.text.count("not told any more what changes elsewhere")
         assert 1 == caplog.text.count("told again what changes elsewhere")
 
+    @pytest.mark.slow
     def test_a_server_that_was_restarted_is_found_again(
         self,
         request: pytest.FixtureRequest,
@@ -551,6 +553,7 @@ class TestTheEnd:
 
         assert not thread.is_alive()
 
+    @pytest.mark.slow
     def test_a_watch_that_nobody_holds_ends(self, real: ServerStore, watching: Any) -> None:
         """A registry that is dropped without a word, for example: the thread keeps neither it nor the watch."""
 
@@ -578,6 +581,7 @@ class TestTheEnd:
         with pytest.raises(StoreError, match="is closed"):
             real.watch("s", told)
 
+    @pytest.mark.slow
     def test_a_watch_holds_no_store(self, server: Any, prefix: str, watching: Any, told: Told) -> None:
         """A store that nobody holds is collected (and warns that it was not closed) even while it is watched."""
         store = server.open(prefix)
@@ -591,6 +595,7 @@ class TestTheEnd:
         assert gone() is None
         assert not watch.closed
 
+    @pytest.mark.slow
     def test_after_a_fork_the_watch_is_the_parents(
         self, real: ServerStore, watching: Any, told: Told, wait: Wait
     ) -> None:
@@ -789,6 +794,7 @@ def test_a_head_is_known_again_by_who_saved_it(version: int | None, rows: str, e
     assert expected == [known.differs(heads[name]) for name in rows]
 
 
+@pytest.mark.slow
 def test_postgres_asks_for_no_more_than_it_has_to(postgres_server: Any, prefix: str) -> None:
     """Heads are found by an index, a thousand with one question."""
     with postgres_server.open(prefix) as store:

@@ -103,6 +103,7 @@ def a_refusal(chat: Chat, wait: Wait) -> None:
     wait(lambda: chat.refused > before or chat.problem)
 
 
+@pytest.mark.slow
 def test_redis_killed_in_the_middle_of_saving(own_redis: Any, start: Any, check: Any, wait: Wait) -> None:
     """With SIGKILL, and started again from its append-only file."""
     with own_redis.open("t") as store:
@@ -117,6 +118,7 @@ def test_redis_killed_in_the_middle_of_saving(own_redis: Any, start: Any, check:
         chat.writer.close()
 
 
+@pytest.mark.slow
 def test_redis_stopped_for_longer_than_it_is_waited_for(own_redis: Any, start: Any, check: Any, wait: Wait) -> None:
     """What it was sent before it was stopped is saved when it goes on, although nobody waits for it any more."""
     with own_redis.open("t", timeout=0.05) as store:
@@ -131,6 +133,7 @@ def test_redis_stopped_for_longer_than_it_is_waited_for(own_redis: Any, start: A
         chat.writer.close()
 
 
+@pytest.mark.slow
 def test_postgres_backends_terminated_in_the_middle_of_saving(
     postgres_server: Any, prefix: str, start: Any, check: Any, wait: Wait
 ) -> None:
@@ -148,6 +151,7 @@ def test_postgres_backends_terminated_in_the_middle_of_saving(
         chat.writer.close()
 
 
+@pytest.mark.slow
 def test_postgres_restarted_in_the_middle_of_saving(
     postgres_server: Any, prefix: str, start: Any, check: Any, wait: Wait
 ) -> None:
