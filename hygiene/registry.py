@@ -93,6 +93,7 @@ from hygiene.limits import Busy, Limits, Overflow, Policy
 from hygiene.logs import logger
 from hygiene.pins import Flight, Lease
 from hygiene.recency import CachetoolsOrder, ImportanceOrder, Order
+from hygiene.references import own_references
 from hygiene.sizing import sizeof
 from hygiene.stores import Store
 from hygiene.units import Duration, Size, nbytes
@@ -150,13 +151,18 @@ class _DefaultFactory:
 
 def referenced(entry: Entry[Any, Any]) -> bool:
     """
-    Whether somebody besides the registry holds a reference to the entry's value: for ``busy=hygiene.referenced``.
+    True if another part of the program holds a reference to the entry's value: for ``busy=hygiene.referenced``.
+
+    References from the value's own parts do not count: a bound method in one of its attributes, the parent links of
+    its children, a list in itself. The parts are found by a walk over at most 1,000 objects, which calls no code of
+    the program; a value that refers to itself from further away counts as referenced. Where another part of the
+    program holds such a part, and the part refers to the value, the value is referenced.
 
     Works for values that cannot be weakly referenced (plain dicts and lists). CPython only. Values that CPython itself
-    shares (``None``, small integers) do not count as held; other constants of the program do.
+    shares (``None``, small integers) do not count as referenced; other constants of the program do.
     """
     count = getrefcount(entry.value)
-    return _ALONE < count < _IMMORTAL
+    return _ALONE < count < _IMMORTAL and count - own_references(entry.value) > _ALONE
 
 
 _ALONE = 3  # the registry's storage, the entry, the argument of getrefcount

@@ -24,6 +24,7 @@ from hygiene.events import Entry
 from hygiene.janitor import leave_alone, survive_fork
 from hygiene.logs import logger
 from hygiene.pins import Lease
+from hygiene.references import own_references
 from hygiene.registry import Registry
 from hygiene.units import Duration, seconds
 
@@ -139,8 +140,10 @@ class SharedResource(Generic[P, R]):
         return self._made(_Shared(await factory(*args, **kwargs)))
 
     def _made(self, shared: _Shared) -> _Shared:
-        # Parts of a resource may refer back to it. How many do is measured now, while nobody else can.
+        # Parts of a resource may refer back to it, and its factory may have passed it on, to a thread, say.
+        # These references are counted now, while no caller has one.
         shared.alone = getrefcount(shared.resource)
+        shared.own = own_references(shared.resource)
         if not self._known:
             self._known = True
             self._end._home = running_loop() if self._async else None
@@ -193,13 +196,13 @@ class _Later:
 
 
 class _Shared:
-    """One shared resource, and how many references to it are its own."""
+    """One shared resource, and the references to it when it was made: all, and those from its own parts."""
 
-    __slots__ = ("alone", "resource")
+    __slots__ = ("alone", "own", "resource")
 
     def __init__(self, resource: Any) -> None:
         self.resource = resource
-        self.alone = 0
+        self.alone = self.own = 0
 
 
 class SharedLease(Generic[T]):
@@ -224,8 +227,10 @@ class SharedLease(Generic[T]):
 
 
 def _in_use(entry: Entry[Any, _Shared]) -> bool:
-    """Whether somebody refers to the resource, besides itself."""
-    return getrefcount(entry.value.resource) > entry.value.alone
+    """True if another part of the program refers to the resource, which may have got more parts since it was made."""
+    shared = entry.value
+    count = getrefcount(shared.resource)
+    return count > shared.alone and count - own_references(shared.resource) > shared.alone - shared.own
 
 
 def _close_shared(close: Closer, shared: _Shared) -> Any:

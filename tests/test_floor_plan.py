@@ -22,7 +22,7 @@ OWNERS = (
 )
 FLOORS = (
     ("ordered", "errors events units sizing logs"),
-    ("any order", "kernel recency leasing trend"),  # pure: no lock, no I/O, no thread
+    ("any order", "kernel recency references leasing trend"),  # pure: no lock, no I/O, no thread
     ("ordered", OWNERS),
     ("ordered", "decorators guards listeners owning shared memory reporting exposing"),
     ("any order", "cli integrations testing"),  # edges: imported by nobody but the way in
