@@ -36,7 +36,9 @@ override, which here does nothing or the obvious; no fast path calls one. Its th
 
 **Summary.** It stands behind the kept first items and is recognised by identity. It stays there until the
 next one takes its place in one step, so that a reader never finds a conversation without it and a failing
-summarizer does not lose it.
+summarizer does not lose it. If no summary comes of the trimmed items, they are put back (`_put_back_untold`), and the
+sweep ends there: the next change trims, and summarizes, them again. A history that grows beyond `_CAP` windows that
+way gives up the oldest items.
 """
 
 from __future__ import annotations
@@ -72,6 +74,9 @@ _ABSENT: Final = object()
 # Items of an iterator taken at a time: an endless one cannot fill memory, and a hook is not called for each
 # item.
 _CHUNK = 1024
+# Windows that a history may fill while its summaries fail. Some failures in a row are an outage of minutes; a
+# conversation that nothing summarizes for longer would outgrow the memory and the model.
+_CAP: Final = 4
 _HOOKS = ("count_tokens", "getsizeof", "on_trim", "summarize")
 _append = list.append
 _pop = list.pop
@@ -136,8 +141,6 @@ class _Limits:
             )
         if self.getsizeof is not None and self.max_bytes is None:
             raise ValueError("getsizeof measures for max_bytes; found no max_bytes. Give both or none")
-        if self.on_trim is not None and self.summarize is not None:
-            raise ValueError("what falls out goes to on_trim or to summarize; found both. Let one call the other")
 
     def portable(self) -> _Limits:
         """What pickle can take along: functions that it can name, and limits that need no other."""
@@ -239,6 +242,7 @@ class _Window:
         "era",
         "forks",
         "fresh",
+        "given_up",
         "hook_errors",
         "journal",
         "limits",
@@ -277,6 +281,7 @@ class _Window:
         self.untold: list[Any] = []
         self.fresh = False  # something in `untold` may be told now
         self.hook_errors = 0
+        self.given_up = 0
         # Of `hygiene.compact`, which says what they mean.
         self.moved = self.tried = self.patience = self.waiting = 0
         self.untried = sys.maxsize
@@ -359,13 +364,16 @@ class History(list[T]):
             logged, and the item counts as 0.
         max_bytes: Upper bound on the bytes of the items: a number, or text such as ``"64KiB"``.
         keep_first: How many items at the front (a system prompt) never leave by trimming.
-        on_trim: Called with the list of what fell out, oldest first, after it left.
+        on_trim: Called with the list of what fell out, oldest first, after it left. With *summarize*: called with
+            the items that were given up, because no summary could be made of them.
         summarize: Called instead of *on_trim*, with the earlier summary, if there is one, in front. The item
             that it returns takes the place behind the kept items, and counts against the limits; what it
-            pushes out is handed over with the next trim. ``None`` leaves the earlier summary. One that does
-            not fit beside the kept items is logged and left out; one for which only the newest item leaves no
-            room waits and is handed to the next. If the list is emptied meanwhile, it comes too late and is
-            dropped.
+            pushes out is handed over with the next trim. ``None`` leaves the earlier summary. One for which only
+            the newest item leaves no room waits and is handed to the next. If the list is emptied meanwhile, it
+            comes too late and is dropped. If *summarize* raises, or returns an item that cannot be stored or does
+            not fit beside the kept items, no item is lost: the trimmed items are put back, and the next trim
+            hands them over again. Beyond 4 times the limits the oldest are given up: they go to *on_trim*, are
+            logged, and are counted in `given_up`.
         getsizeof: Bytes of one item, called once with each; an item that grows later is not measured again.
             By default `hygiene.sizing.sizeof`, an estimate, which counts all that an item refers to.
         compact: Keep the older items compressed, in about a tenth of the memory, and make them anew when they are
@@ -384,8 +392,8 @@ class History(list[T]):
     and methods stay behind, and so does the limit that needs them.
 
     Raises:
-        ValueError: A limit is out of range, *maxlen* leaves no room beside the kept items, *max_tokens* comes
-            without *count_tokens*, or *on_trim* with *summarize*.
+        ValueError: A limit is out of range, *maxlen* leaves no room beside the kept items, or *max_tokens*
+            comes without *count_tokens*.
         TypeError: A limit is no number, a hook cannot be called or is a coroutine function, *compact* is no bool.
     """
 
@@ -658,8 +666,7 @@ class History(list[T]):
         with self._whole():
             self._align()
             gone = self._trim(most, newest=0)
-        self._sweep()
-        return len(gone)
+        return max(0, len(gone) - self._sweep())
 
     # What there is to know.
 
@@ -677,6 +684,11 @@ class History(list[T]):
     def hook_errors(self) -> int:
         """How often a hook, *count_tokens* or *getsizeof* failed; logged, of each once a minute."""
         return self._hygiene.hook_errors
+
+    @property
+    def given_up(self) -> int:
+        """Number of items dropped without a summary, because *summarize* had failed for 4 windows of them."""
+        return self._hygiene.given_up
 
     def _total(self, what: str) -> int | None:
         window = self._hygiene
@@ -906,8 +918,12 @@ class History(list[T]):
             window.stuck = False
         return not window.stuck
 
-    def _sweep(self) -> None:
-        """Trim and tell, unless somebody is at it: everyone who had the lock comes here afterwards."""
+    def _sweep(self) -> int:
+        """
+        Trim and tell, unless somebody is at it: everyone who had the lock comes here afterwards.
+
+        Returns how many items were put back, since there is no summary of them.
+        """
         window = self._hygiene
         if window.plain and len(self) == window.most + 1 and window.lock.acquire(blocking=False):
             # By far the most frequent case, and a single step: one came, one leaves, nobody is to be told.
@@ -921,13 +937,13 @@ class History(list[T]):
         while len(self) > window.most or window.fresh or window.heavy():
             lock = window.broom()
             if not lock.acquire(blocking=False):
-                return
+                return 0
             gone = []
             told: list[T] | None = None
             era = 0
             try:
                 if window.sweeping or self._hygiene is not window:  # it has other limits by now
-                    return
+                    return 0
                 gone = self._trim(window.most)
                 stuck = window.stuck
                 if window.fresh and window.teller is None:
@@ -938,34 +954,122 @@ class History(list[T]):
             del gone
             if told is not None:
                 try:
-                    self._tell(told, era)
+                    stayed = self._tell(told, era)
                 finally:
                     with window.broom():
                         window.teller = None
+                if stayed:  # the next change tries again: a summarizer that fails would be called here for ever
+                    return stayed
             elif stuck or len(self) <= window.most:
-                return
+                return 0
+        return 0
 
-    def _tell(self, dropped: list[T], era: int) -> None:
-        limits = self._hygiene.limits
-        count = len(dropped)
+    def _tell(self, dropped: list[T], era: int) -> int:
+        """Pass on the trimmed items. Returns how many were put back."""
+        window = self._hygiene
+        limits = window.limits
+        if limits.summarize is None:
+            self._hand_over(dropped)
+            return 0
         try:
-            if limits.on_trim is not None:
-                _not_awaitable("on_trim", limits.on_trim(dropped))
-                return
-            if limits.summarize is None:
-                return
-            with self._hygiene.broom():
+            with window.broom():
                 earlier = list.__getitem__(self, slice(limits.keep_first, self._head()))
             summary = limits.summarize(earlier + dropped)
             _not_awaitable("summarize", summary)
         except Exception as error:
-            what = "summarize" if limits.on_trim is None else "on_trim"
-            self._failed("%s failed, and what it was handed is gone: %d of the oldest items", what, count, error=error)
-            return
-        if summary is not None:
-            self._place(summary, era, dropped)
+            what = "summarize failed, and will be given %d of the oldest items again with the next trim"
+            self._failed(what, len(dropped), error=error)
+        except BaseException:
+            self._put_back_untold(window, dropped, era)
+            raise
+        else:
+            if summary is None or self._place(summary, era, dropped):
+                return 0
+        return self._put_back_untold(window, dropped, era)
 
-    def _place(self, summary: T, era: int, dropped: list[T]) -> None:
+    def _hand_over(self, dropped: list[T]) -> None:
+        on_trim = self._hygiene.limits.on_trim
+        if on_trim is None:
+            return
+        try:
+            _not_awaitable("on_trim", on_trim(dropped))
+        except Exception as error:
+            what = "on_trim failed, and what it was handed is gone: %d of the oldest items"
+            self._failed(what, len(dropped), error=error)
+
+    def _put_back_untold(self, window: _Window, dropped: list[T], era: int) -> int:
+        """Put the *dropped* items back, of which there is no summary. Returns how many."""
+        while True:
+            with window.broom():
+                # Trimmed while the summarizer ran: newer than *dropped*, and older than all others.
+                dropped += window.untold
+                window.untold, window.fresh = [], False
+                journal = window.journal
+            weighed = self._weigh(dropped)
+            first = self._excess(window, weighed, len(dropped))
+            given_up, stay = dropped[:first], dropped[first:]
+            try:
+                prepared = None if journal is None else journal.prepare(stay)
+            except Exception as error:  # an item that was changed in place to what cannot be stored
+                prepared = error
+            with window.broom():
+                if self._hygiene is not window or window.era != era:
+                    return 0  # emptied, or filled with others: these belong to the conversation before
+                if window.journal is not journal or window.untold:
+                    continue
+                window.given_up += first
+                stays = bool(stay) and self._may_return(window, stay, prepared, [part[first:] for part in weighed])
+                if not stays:
+                    window.untold = stay
+                break
+        if given_up:
+            logger.error(
+                "a history has outgrown %d times its limits, because no summary could be made: %d of the oldest items "
+                "were dropped",
+                _CAP,
+                first,
+                extra={"event_name": "history.given_up", "of": self},
+            )
+            self._hand_over(given_up)
+        return len(stay) if stays else 0
+
+    def _excess(self, window: _Window, weighed: list[list[int]], count: int) -> int:
+        """How many of *count* items, the oldest, would be beyond the cap if all were put back."""
+        first = max(0, min(count, len(self) + count - _CAP * window.most))
+        for scale, weights in zip(window.scales, weighed, strict=True):
+            over = scale.total + sum(weights[first:]) - _CAP * scale.limit
+            while over > 0 and first < count:
+                over -= weights[first]
+                first += 1
+        return first
+
+    def _may_return(self, window: _Window, items: list[T], prepared: Any, weighed: list[list[int]]) -> bool:
+        """Put *items* behind the kept ones and the summary, under the lock; whether the journal, if any, agrees."""
+        self._align()
+        head = self._head()
+        try:
+            if isinstance(prepared, Exception):
+                raise prepared  # noqa: TRY301 - one of the reasons for which it is not taken
+            if window.journal is not None:
+                window.journal.spliced(self, head, head, prepared)
+        except Exception as error:
+            logger.warning(
+                "%d items of which there is no summary are not put back, because what keeps the history does not take "
+                "them (%s). They are given to the next summary",
+                len(items),
+                error,
+                extra={"event_name": "history.summary_refused", "of": (self, "back")},
+            )
+            return False
+        self._part(head)
+        list.__setitem__(self, slice(head, head), items)
+        for scale, weights in zip(window.scales, weighed, strict=True):
+            scale.weights[head:head] = weights
+            scale.total = sum(scale.weights)
+        return True
+
+    def _place(self, summary: T, era: int, dropped: list[T]) -> bool:
+        """Put the *summary* of the *dropped* items in. False: there is no room for it, ever, and they must stay."""
         weighed = self._weigh([summary])
         while True:
             window = self._hygiene
@@ -975,13 +1079,13 @@ class History(list[T]):
                     prepared = journal.prepare([summary])
                 except Exception as error:
                     self._failed("a summary of %d items cannot be kept, so it was left out", len(dropped), error=error)
-                    return
+                    return False
             with window.broom():
                 if self._hygiene is not window or window.journal is not journal:
                     continue  # attached or detached meanwhile
                 self._align()
                 if window.era != era:
-                    return
+                    return True
                 keep, head = window.limits.keep_first, self._head()
                 hopeless, held = None, False
                 for scale, [weight] in zip(window.scales, weighed, strict=True):
@@ -1016,6 +1120,7 @@ class History(list[T]):
                 "let summarize return a shorter one",
                 *hopeless,
             )
+        return hopeless is None
 
     def _may_stand(self, window: _Window, place: slice, prepared: Any, *, held: bool) -> bool:
         """Tell the journal, if there is one, of a summary; whether it agrees."""

@@ -424,14 +424,65 @@ def test_a_summary_that_is_refused_is_made_again(keep, caplog):
 
 
 def test_a_summary_that_cannot_be_stored_is_left_out(keep, caplog):
-    """It is logged and counted as a summarizer that failed."""
+    """It is logged and counted as a summarizer that failed, and the items stay, in the list and in the store."""
     kept = keep("abcd", maxlen=4, keep_first=1, summarize=lambda dropped: object())
 
     kept.history.append("e")
 
-    assert ["a", "d", "e"] == kept.history == kept.stored
+    assert ["a", "b", "c", "d", "e"] == kept.history == kept.stored
     assert 1 == kept.history.hook_errors
     assert "cannot be kept" in caplog.text
+
+
+def test_items_that_could_not_be_summarized_stay_in_the_store(keep):
+    """With the same numbers, so that nothing else is written; and so does what the next summary leaves."""
+    calls = []
+
+    def summarize(dropped):
+        calls.append(dropped)
+        if len(calls) == 2:
+            raise TimeoutError
+        return "".join(dropped)
+
+    kept = keep("abcd", maxlen=4, keep_first=1, summarize=summarize)
+
+    kept.history.append("e")
+    kept.writer.flush()
+    once = kept.stored
+    kept.history.append("f")
+    kept.writer.flush()
+    twice = kept.stored
+    kept.history.append("g")
+
+    assert ["a", "bc", "d", "e"] == once
+    assert ["a", "bc", "d", "e", "f"] == twice
+    assert ["a", "bcde", "f", "g"] == kept.history == kept.stored
+
+
+def test_items_that_the_store_does_not_take_back_go_to_the_next_summary(keep, caplog):
+    """They wait in memory, in front of what falls out next."""
+    failing = [True]
+
+    def summarize(dropped):
+        if failing.pop():
+            kept.writer.put("another", 1)
+            kept.writer.put("one more", 1)
+            kept.store.error = StoreUnavailable("the disk is full")
+            raise TimeoutError
+        return "".join(dropped)
+
+    kept = keep("abcd", maxlen=4, keep_first=1, summarize=summarize, max_pending=4)
+
+    kept.history.append("e")
+    between = list(kept.history)
+    failing.append(False)
+    kept.store.error = None
+    kept.writer.flush()
+    kept.history.extend("fg")
+
+    assert ["a", "d", "e"] == between
+    assert ["a", "bcde", "f", "g"] == kept.history == kept.stored
+    assert "are not put back" in caplog.text
 
 
 def test_a_closed_writer_refuses_every_change(keep):
