@@ -39,7 +39,6 @@ import types
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from opcode import opmap
 from typing import Any, Final, SupportsIndex, TypeVar, overload
 
 import msgspec
@@ -167,12 +166,17 @@ class CompactHistory(History[T]):
 
     # How it is read.
 
+    _lends = True
+    _sealed = Segment
+
     @overload
     def __getitem__(self, index: SupportsIndex, /) -> T: ...
     @overload
     def __getitem__(self, index: slice, /) -> list[T]: ...
     def __getitem__(self, index: Any, /) -> Any:
         found = _get(self, index)
+        if type(found) is not Segment and self._hygiene.journal is not None:
+            _history.lend(self, index, found)
         if isinstance(index, slice):
             return self._items(index) if Segment in map(type, found) else found
         while type(found) is Segment:
@@ -197,6 +201,14 @@ class CompactHistory(History[T]):
 
     def _walk(self, index: int) -> Iterator[T]:
         """As an iterator over a list goes: by index, seeing each change. From *index* on."""
+        token = _history.walking(self)
+        try:
+            _history.lend(self, _ALL, _get(self, _ALL))
+            yield from self._steps(index)
+        finally:
+            _history.walked(self, token)
+
+    def _steps(self, index: int) -> Iterator[T]:
         while True:
             window = self._hygiene
             seen = window.moved
@@ -251,22 +263,22 @@ class CompactHistory(History[T]):
     def __eq__(self, other: object, /) -> bool:
         if type(other) is list and len(other) != len(self):
             return False
-        return self[:] == other if isinstance(other, list) else NotImplemented
+        return self._items(_ALL) == other if isinstance(other, list) else NotImplemented
 
     def __ne__(self, other: object, /) -> bool:
         return not self == other if isinstance(other, list) else NotImplemented
 
     def __lt__(self, other: Any, /) -> bool:
-        return self[:] < other if isinstance(other, list) else NotImplemented
+        return self._items(_ALL) < other if isinstance(other, list) else NotImplemented
 
     def __le__(self, other: Any, /) -> bool:
-        return self[:] <= other if isinstance(other, list) else NotImplemented
+        return self._items(_ALL) <= other if isinstance(other, list) else NotImplemented
 
     def __gt__(self, other: Any, /) -> bool:
-        return self[:] > other if isinstance(other, list) else NotImplemented
+        return self._items(_ALL) > other if isinstance(other, list) else NotImplemented
 
     def __ge__(self, other: Any, /) -> bool:
-        return self[:] >= other if isinstance(other, list) else NotImplemented
+        return self._items(_ALL) >= other if isinstance(other, list) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment] # as a list's
 
@@ -277,7 +289,7 @@ class CompactHistory(History[T]):
         # Without this ``[prompt] + history`` would be a list of segments: list's own reads the storage.
         if not isinstance(other, list):
             return NotImplemented
-        if _is_augmented(sys._getframe(1)):
+        if _history._is_augmented(sys._getframe(1)):
             other.extend(self)
             return other
         return other[:] + self[:]
@@ -289,11 +301,12 @@ class CompactHistory(History[T]):
 
     @reprlib.recursive_repr("[...]")
     def __repr__(self) -> str:
-        return repr(self[:])
+        return repr(self._items(_ALL))
 
     # How it is copied.
 
     def __copy__(self) -> Any:
+        _history.lend(self, _ALL, _get(self, _ALL))
         return self._twin(lambda part: part, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -683,21 +696,6 @@ _SOLE: Final = 3 if sys.version_info < (3, 14) else 2
 def _by_share(scale: Any) -> bool:
     """Whether it measures bytes of memory, and not what a function of the user's takes for that."""
     return scale.measure is sizeof
-
-
-_BINARY_OP: Final = opmap.get("BINARY_OP", -1)
-_INPLACE_ADD: Final = 13
-
-
-def _is_augmented(frame: types.FrameType) -> bool:
-    """
-    Whether *frame* is in the middle of ``x += y``, and not of ``x + y``.
-
-    A list has no method of its own that Python would ask before the ``__radd__`` of what is on the right, and
-    ``messages += history`` has to change the list that others hold, too. Only the code of the caller tells.
-    """
-    code, place = frame.f_code.co_code, frame.f_lasti
-    return code[place : place + 2] == bytes((_BINARY_OP, _INPLACE_ADD))
 
 
 # Both sides weak, as in `history_type`.

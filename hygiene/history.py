@@ -56,6 +56,7 @@ import types
 import weakref
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from opcode import opmap
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, SupportsIndex, TypeVar, overload
 
 from hygiene.logs import logger
@@ -78,6 +79,7 @@ _CHUNK = 1024
 # conversation that nothing summarizes for longer would outgrow the memory and the model.
 _CAP: Final = 4
 _HOOKS = ("count_tokens", "getsizeof", "on_trim", "summarize")
+_ALL: Final = slice(None)
 _append = list.append
 _pop = list.pop
 
@@ -212,7 +214,7 @@ class _Journal(Protocol):
     encode: Callable[[Any, Any], bytes] | None
     """What makes one item and the key that which `added` takes; ``None``: it has to be prepared."""
 
-    def added(self, history: list[Any], data: bytes, /) -> bool:
+    def added(self, history: list[Any], data: bytes, item: Any, /) -> bool:
         """One item comes at the end; false if that has to be told as `grown`."""
         ...
 
@@ -263,6 +265,7 @@ class _Window:
         "untold",
         "untried",
         "waiting",
+        "walkers",
     )
 
     def __init__(self, limits: _Limits, summary: object = _ABSENT) -> None:
@@ -282,6 +285,7 @@ class _Window:
         self.fresh = False  # something in `untold` may be told now
         self.hook_errors = 0
         self.given_up = 0
+        self.walkers: set[object] | None = None  # iterators that have not ended, of a list that lends its items
         # Of `hygiene.compact`, which says what they mean.
         self.moved = self.tried = self.patience = self.waiting = 0
         self.untried = sys.maxsize
@@ -397,6 +401,10 @@ class History(list[T]):
         TypeError: A limit is no number, a hook cannot be called or is a coroutine function, *compact* is no bool.
     """
 
+    # Whether each read by which an item leaves is noted in the journal.
+    _lends = False
+    # The type of what `hygiene.compact` has in the place of items.
+    _sealed: type | None = None
     # For what unpickling, or a subclass before its own ``super().__init__()``, appends: no limits yet.
     _hygiene: _Window = _Window(_NO_LIMITS)
 
@@ -508,7 +516,7 @@ class History(list[T]):
         except Exception:
             return False  # the other way it is raised, unless the journal has just been closed
         with window.lock if window.forks == _forks else window.broom():
-            told = window.journal is journal and self._hygiene is window and journal.added(self, data)
+            told = window.journal is journal and self._hygiene is window and journal.added(self, data, item)
             if told:
                 _append(self, item)
         return told
@@ -600,11 +608,11 @@ class History(list[T]):
         """
         while True:
             # Comparing is the items' own code, so not under the lock; meanwhile the one found may move, or go.
-            before = self[:]
+            before = self._items(_ALL)
             found = before[before.index(item)]
             try:
                 with self._whole():
-                    for index, one in enumerate(self[:]):
+                    for index, one in enumerate(list.__getitem__(self, _ALL)):
                         if one is found:
                             self._apply(list.pop, index)
                             return
@@ -630,13 +638,14 @@ class History(list[T]):
         Raises:
             ValueError: The list was changed meanwhile; nothing was sorted.
         """
-        before = self[:]
+        # A key function may keep an item, and change it later.
+        before = self._items(_ALL) if key is None else self[:]
         order = sorted(range(len(before)), key=_sort_key(before, key), reverse=reverse)
         try:
             with self._whole() as window:
                 self._align()
                 # Compared by identity: ``==`` may be the user's, and would run under the lock.
-                if len(before) != len(self) or not all(map(_same, before, self[:])):
+                if len(before) != len(self) or not all(map(_same, before, list.__getitem__(self, _ALL))):
                     raise ValueError("list modified during sort")
                 window.moved += 1
                 after = [before[place] for place in order]
@@ -845,7 +854,7 @@ class History(list[T]):
         # is the price of not knowing what they did.
         for scale in self._hygiene.scales:
             if len(scale.weights) != len(self):
-                scale.weights[:] = [self._weight(scale, item) for item in self[:]]
+                scale.weights[:] = [self._weight(scale, item) for item in list.__getitem__(self, _ALL)]
                 scale.total = sum(scale.weights)
 
     def _head(self) -> int:
@@ -1146,6 +1155,110 @@ class History(list[T]):
         logger.error(message, *arguments, exc_info=error, extra=extra)
 
 
+class _Lending(History[T]):
+    """
+    A history with a journal, which is notified of each item that is handed out: its holder may change it in place.
+
+    An instance has this class for as long as a journal is attached, so that histories without a store read at the speed
+    of a list. C code that reads a subclass of list through its iterator (``list()``, ``json``, ``sorted``) comes here.
+    """
+
+    __slots__ = ()
+    _lends = True
+
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> T: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[T]: ...
+    def __getitem__(self, index: Any, /) -> Any:
+        journal: Any = self._hygiene.journal
+        if type(index) is not int or journal is None:
+            found: Any = list.__getitem__(self, index)
+        else:
+            moves, size = journal.moves, len(self)
+            found = list.__getitem__(self, index)
+            # A text is the most frequent item that cannot be changed.
+            if type(found) is str or journal.is_lent(index if index >= 0 else index + size, size, moves):
+                return found
+        lend(self, index, found)
+        return found
+
+    def __iter__(self) -> Iterator[T]:
+        return self._walk(list.__iter__)
+
+    def __reversed__(self) -> Iterator[T]:
+        return self._walk(list.__reversed__)
+
+    def _walk(self, way: Callable[[list[T]], Iterator[T]]) -> Iterator[T]:
+        token = walking(self)
+        try:
+            lend(self, _ALL, list.__getitem__(self, _ALL))
+            yield from way(self)
+        finally:
+            walked(self, token)
+
+    def copy(self) -> list[T]:
+        return self[:]
+
+    def __add__(self, other: Any, /) -> Any:
+        return self[:] + other
+
+    def __radd__(self, other: Any, /) -> Any:
+        # Without this ``[prompt] + history`` would read the storage.
+        if not isinstance(other, list):
+            return NotImplemented
+        if _is_augmented(sys._getframe(1)):
+            other.extend(self)
+            return other
+        return other[:] + self[:]
+
+    def __mul__(self, times: SupportsIndex, /) -> list[T]:
+        return self[:] * times
+
+    __rmul__ = __mul__
+
+
+_READS: Final = ("__getitem__", "__iter__", "__reversed__", "copy", "__add__", "__radd__", "__mul__", "__rmul__")
+
+
+def lend(history: History[Any], index: Any, found: Any) -> None:
+    """Note in the journal of *history*, if it has one, that *found*, the item or items at *index*, is handed out."""
+    note: Any = getattr(history._hygiene.journal, "lend", None)
+    if note is not None:
+        note(history, index, found)
+
+
+def walking(history: History[Any]) -> object:
+    """An iterator over *history* begins: until `walked` each item is taken for lent."""
+    token = object()
+    with history._whole() as window:
+        if window.walkers is None:
+            window.walkers = set()
+        window.walkers.add(token)
+    return token
+
+
+def walked(history: History[Any], token: object) -> None:
+    """The iterator that *token* stands for has ended. No lock is taken: the collector may end it anywhere."""
+    if (walkers := history._hygiene.walkers) is not None:
+        walkers.discard(token)
+
+
+_BINARY_OP: Final = opmap.get("BINARY_OP", -1)
+_INPLACE_ADD: Final = 13
+
+
+def _is_augmented(frame: types.FrameType) -> bool:
+    """
+    Whether *frame* is in the middle of ``x += y``, and not of ``x + y``.
+
+    A list has no method of its own that Python would ask before the ``__radd__`` of what is on the right, and
+    ``messages += history`` has to change the list that others hold, too. Only the code of the caller tells.
+    """
+    code, place = frame.f_code.co_code, frame.f_lasti
+    return code[place : place + 2] == bytes((_BINARY_OP, _INPLACE_ADD))
+
+
 def attach(history: History[Any], journal: _Journal) -> None:
     """
     Tell *journal* of each change of *history* from now on, and no other; from any thread.
@@ -1174,7 +1287,20 @@ def _follow(history: History[Any], journal: _Journal | None) -> None:
                 own = window.twin()
                 own.follow(journal)
                 history._hygiene = own
+            _lend_from_now(history, lends=hasattr(journal, "lend"))
             return
+
+
+def _lend_from_now(history: History[Any], *, lends: bool) -> None:
+    """Give *history* the class that notes what it hands out, or its own again."""
+    kind: Any = type(history)
+    if getattr(kind, "_lending_to", None) is not None:
+        if not lends:
+            history.__class__ = kind._lending_to
+    elif lends and not kind._lends:
+        # A class with an odd layout: then all its items are taken for lent.
+        with contextlib.suppress(TypeError):
+            history.__class__ = _lending(kind)
 
 
 def _span(method: Callable[..., Any], where: tuple[Any, ...], size: int) -> tuple[int, int] | None:
@@ -1236,6 +1362,44 @@ def _target(to: object, size: int) -> int:
     if to < 0:
         raise ValueError(f"{wanted}; found {to}")
     return to
+
+
+_lending_types: weakref.WeakKeyDictionary[type[Any], weakref.ref[type[Any]]] = weakref.WeakKeyDictionary()
+
+
+def _lending(base: type[Any]) -> type[Any]:
+    """The class that is both *base*, a kind of `History`, and `_Lending`."""
+    with _types_lock:
+        known = _lending_types.get(base)
+        made = known() if known is not None else None
+        if made is None:
+            made = _with_lending(base)
+            _lending_types[base] = weakref.ref(made)
+        return made
+
+
+def _with_lending(base: type[Any]) -> type[Any]:
+    def __reduce_ex__(self: Any, protocol: SupportsIndex) -> Any:  # noqa: N807
+        # A copy or a pickle has no journal, so it is of the class without.
+        made, arguments, *rest = super(kind, self).__reduce_ex__(max(2, int(protocol)))
+        if not arguments or arguments[0] is not kind:
+            return made, arguments, *rest
+        return _remake, (made, base.__dict__.get("_made_of", base), *arguments[1:]), *rest
+
+    namespace = {
+        "__slots__": (),
+        "__reduce_ex__": __reduce_ex__,
+        "_lending_to": base,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    bases = (_Lending,) if base is History else (base, _Lending)
+    kind: Any = types.new_class(base.__name__, bases, exec_body=lambda body: body.update(namespace))
+    # A class of the user's that reads in a way of its own may not come by here.
+    kind._lends = all(getattr(kind, name) is getattr(_Lending, name) for name in _READS)
+    made: type[Any] = kind
+    return made
 
 
 # Both sides weak: a class is known here as long as somebody uses it, and no longer.

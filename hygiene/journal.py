@@ -16,27 +16,46 @@ is told anew. Items are compared by identity: ``==`` may be anybody's code, and 
 list's own lock. The writer refuses it as a whole, then neither has changed; or takes it as a whole. So there is no
 moment at which list and log would have to be made to agree again, and their order is the same whoever appends.
 
+**Edits inside items.** An item that was lent (returned by a read, or appended by a caller who may still hold it) can be
+changed in place at any time, and no method is called. So the journal has for each item a byte that is 1 while the item
+may be in use elsewhere, and the hash of its last known encoding, made when it came in or was first lent. `find_edits`
+encodes the lent items again, and tells those whose hash differs. An item that only the list refers to by then, by its
+reference count and those of the containers in it, is not lent any more. Items that cannot be changed (texts, numbers)
+are never lent. An iterator lends the whole list until it ends. If a user's class reads in ways of its own, each check
+takes all items for lent.
+
 **Past the methods.** C code (``heapq``) and ``list.append(history, item)`` write to a list without a word. It shows in
-the length, and the whole is told anew with the next change. What is edited inside an item does not show at all: that is
-what `Journal.rewrite` is for. The same way a journal finds that its numbers are not those of the writer any more, as in
-a forked child, whose writer has nothing of what its parent is about to save.
+the length, and the whole is told anew with the next change. An item that is read out of the storage past the methods
+(``list.__getitem__(history, 3)``) is not known to be lent: that is what `Journal.rewrite` is for. The same way a
+journal finds that its numbers are not those of the writer any more, as in a forked child, whose writer has nothing of
+what its parent is about to save.
 
 **Locks.** The list's, then the writer's; never the other way round. The writer never calls a list.
 """
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import chain, starmap
+from datetime import datetime
+from itertools import chain, compress, starmap
 from operator import is_
 from typing import Any, Final
 
-from hygiene.errors import StoreError
+from hygiene.errors import HygieneError, NotStorable, StoreError
 from hygiene.writebehind import WriteBehind
 
 __all__ = ["Journal", "Prepared"]
 
 _Spans = list[tuple[int, int]]
+
+_CONSTANT: Final = frozenset({str, int, float, bool, bytes, type(None), datetime})  # cannot be changed in place
+_FRESH: Final = 64  # encodings of appended items that are kept until they are hashed together, which costs less
+_TRIES: Final = 3  # checks of items while others move them, before they are held up
+_ALL: Final = slice(None)
+# References to an item in a loop over a copy of the list, if only the list holds it; since 3.14 an argument is lent.
+_SOLE: Final = 4 if sys.version_info < (3, 14) else 3
 
 
 def _at(history: Any, where: slice) -> list[Any]:
@@ -72,12 +91,28 @@ class Journal:
         numbers: The sequence numbers of the items of the list, as ``(first, one behind the last)``, ascending:
             `Head.spans`. If they are not as many as the list has items, the whole list is told with the next change, or
             by `check`.
+        encoded: The items, with their encodings, if somebody may still hold them.
         expire_at: When the entry is over, in seconds since 1970, asked with each change; ``None``: never.
         dead: If it returns true, the entry is nobody's any more, and this goes silent for ever (as after `close`).
             Called under the locks of list and writer: it must not wait for anything.
     """
 
-    __slots__ = ("_closed", "_count", "_dead", "_expire_at", "_next", "_spans", "_writer", "encode", "key")
+    __slots__ = (
+        "_closed",
+        "_count",
+        "_dead",
+        "_expire_at",
+        "_fresh",
+        "_hashes",
+        "_lent",
+        "_lent_now",
+        "_next",
+        "_spans",
+        "_writer",
+        "encode",
+        "key",
+        "moves",
+    )
 
     def __init__(
         self,
@@ -85,6 +120,7 @@ class Journal:
         key: Hashable,
         *,
         numbers: Iterable[tuple[int, int]] = (),
+        encoded: tuple[Sequence[Any], Sequence[bytes]] | None = None,
         expire_at: Callable[[], float | None] = lambda: None,
         dead: Callable[[], object] | None = None,
     ) -> None:
@@ -97,6 +133,15 @@ class Journal:
         self._closed = False
         # What an item that is alone is encoded with, by who asks for no more than that: nobody is to be asked about it.
         self.encode: Callable[[Any, Any], bytes] | None = writer._encode if writer._critical is None else None
+        # Of each item, under the lock of the list: the hash of its encoding, 0 if not known, and whether it is lent.
+        # What is appended is in `_fresh` first: its encoding, empty if it cannot be changed.
+        self._hashes = array("q", bytes(8 * self._count))
+        self._lent = bytearray(self._count)
+        self._fresh: list[bytes] = []
+        self._lent_now = False  # something was lent since the last check began
+        self.moves = 0  # counts changes other than at the end
+        if encoded is not None and len(encoded[1]) == self._count:
+            self._remember(0, self._count, *encoded)
         following = writer._following(key)
         # The number that the next item gets. None: not known, so the first change tells everything.
         self._next = following if following is not None and following >= self._end else None
@@ -139,9 +184,9 @@ class Journal:
         urgent = critical is not None and any(critical(key, item) for item in items)
         return Prepared(items, datas, critical=urgent)
 
-    def added(self, history: list[Any], data: bytes) -> bool:
+    def added(self, history: list[Any], data: bytes, item: Any) -> bool:
         """
-        Tell that one item, encoded with `encode`, is put at the end, if that is as simple as it mostly is.
+        Tell that one *item*, encoded with `encode`, is put at the end, if that is as simple as it mostly is.
 
         Otherwise nothing is told, and the item takes the other way: `prepare` and `grown`.
         """
@@ -167,6 +212,10 @@ class Journal:
             entry.expire_at = self._expire_at()
             entry.changes += 1
             self._count += 1
+            fresh = self._fresh
+            fresh.append(b"" if type(item) in _CONSTANT else data)
+            if len(fresh) > _FRESH:
+                self._hash_fresh()
             spans = self._spans
             if spans and spans[-1][1] == following:
                 spans[-1] = (spans[-1][0], following + 1)
@@ -198,6 +247,7 @@ class Journal:
                 return self._told(history, len(history), len(history), prepared)
             count = len(prepared.datas)
             self._next = following + count
+            self._remember(self._count, self._count, prepared.items, prepared.datas)
             self._count += count
             spans = self._spans
             if spans and spans[-1][1] == following:
@@ -212,7 +262,10 @@ class Journal:
 
     def becomes(self, history: list[Any], after: list[Any], prepared: Prepared) -> Any:
         """Tell that the whole list becomes *after*, of which some items may be *prepared*."""
-        return self._told(history, 0, len(history), prepared, after)
+        waiter = self._told(history, 0, len(history), prepared, after)
+        # A reader in another thread that takes no lock (`is_lent`) may see the list before this change.
+        self._lent[:] = b"\1" * len(self._lent)
+        return waiter
 
     def trimmed(self, history: list[Any], cut: slice) -> None:
         """Tell that the window moves on: *cut* leaves. It does not wait for room."""
@@ -229,6 +282,7 @@ class Journal:
                         spans[0] = (leave[0][1], spans[0][1])
                     else:
                         self._spans = [*self._cut(0, start), *self._cut(stop, self._count)]
+                    self._forget(start, stop)
                     self._count -= stop - start
                     return
             self._told(history, start, stop, _NOTHING, patient=False)
@@ -251,6 +305,16 @@ class Journal:
             self._count = len(history)
             self._spans = [(0, self._count)] if self._count else []
             self._next = _ELSEWHERE
+            self._start_over()
+
+    def edited_elsewhere(self, history: Any) -> None:
+        """In a forked child: what was changed in place before the fork is the parent's to save."""
+        if self._closed or len(history) != self._count:
+            return
+        self._hash_fresh()
+        items = _at(history, _ALL)
+        for place in compress(range(len(items)), self._lent):
+            self._hashes[place] = self._hash_of(items[place])
 
     def check(self, history: Any) -> bool:
         """
@@ -268,6 +332,171 @@ class Journal:
                 return True
             self._anew(_at(history, slice(None)), _NOTHING)
         return False
+
+    def is_lent(self, place: int, size: int, moves: int) -> bool:
+        """
+        Whether the item at *place* is known to be lent; without a lock.
+
+        Args:
+            place: Its index.
+            size: How many items there were before it was read,
+            moves: and what `moves` was.
+        """
+        self._lent_now = True  # before the look: `find_edits` clears before it looks at this
+        lent = self._lent
+        known = place >= len(lent) or lent[place]
+        return bool(known) and moves == self.moves and size == self._count
+
+    def lend(self, history: Any, index: Any, found: Any) -> None:
+        """Note that *found*, the item or items at *index*, is handed out and may be changed from now on."""
+        with history._whole():
+            if self._closed or len(history) != self._count:
+                return
+            self._lent_now = True
+            if self._fresh:
+                self._hash_fresh()
+            lent, size = self._lent, self._count
+            if type(index) is not slice:
+                place = index.__index__()
+                place += size if place < 0 else 0
+                if not (0 <= place < size and list.__getitem__(history, place) is found):
+                    place = next((n for n, one in enumerate(list.__iter__(history)) if one is found), -1)  # it moved
+                    if place < 0:
+                        return
+                if not lent[place] and type(found) not in _CONSTANT:
+                    self._lend(place, found)
+                return
+            items = list.__getitem__(history, index)
+            places = range(*index.indices(size))
+            if len(items) != len(found) or not all(map(is_, items, found)):  # they have moved since they were read
+                items, places = list.__getitem__(history, _ALL), range(size)
+            sealed = history._sealed
+            for place, item in zip(places, items, strict=True):
+                if not lent[place] and type(item) not in _CONSTANT and type(item) is not sealed:
+                    self._lend(place, item)
+
+    def _lend(self, place: int, item: Any) -> None:
+        if not self._hashes[place]:
+            self._hashes[place] = self._hash_of(item)
+        self._lent[place] = 1
+
+    def find_edits(self, history: Any) -> None:
+        """
+        Tell which of the lent items were changed in place since they were told, and which are not lent any more.
+
+        Returns when it is saved if one of the items is critical.
+
+        Raises:
+            NotStorable: an item became one that the store could not give back as it is; the others are told.
+            StoreUnavailable, VersionConflict, StoreError: as `check`; the next call finds the same edits.
+        """
+        blind = not getattr(history, "_lends", True)
+        if self._closed or not (blind or self._fresh or 1 in self._lent):
+            return
+        for _ in range(_TRIES):
+            if self._looked(history, blind=blind):
+                return
+        with history._whole():  # no other thread moves the items this time
+            self._looked(history, blind=blind)
+
+    def _looked(self, history: Any, *, blind: bool) -> bool:
+        """One try to `find_edits`; false: the items moved meanwhile."""
+        with history._whole():
+            if not self._alive() or len(history) != self._count or self._next is None:
+                return True  # `check` tells the whole
+            self._hash_fresh()
+            moves, self._lent_now = self.moves, False
+            lent = bytearray(b"\1") * self._count if blind else self._lent[:]
+            first = lent.find(1)
+            if first < 0:
+                return True
+            hashes = self._hashes[:]
+            items = _at(history, slice(first, None))
+        edits: dict[int, tuple[Any, bytes]] = {}
+        failed: HygieneError | None = None
+        for place in list(compress(range(first, len(lent)), lent[first:])):
+            item = items[place - first]
+            if type(item) in _CONSTANT:
+                continue
+            # Looked at before it is encoded: an item that no other code holds by then cannot be changed after it.
+            free = _refs(item) <= _SOLE and not _is_held(item)
+            try:
+                data = self._writer._encode(item, self.key)
+            except NotStorable as error:
+                failed = failed or _unstorable(place, self.key, error)
+                continue
+            if free:
+                lent[place] = 0
+            if hash(data) != hashes[place]:
+                edits[place] = item, data
+        del items
+        waiter = None
+        with history._whole() as window:
+            if self.moves != moves:
+                return False
+            if not self._alive():
+                return True
+            if edits:
+                waiter = self._tell_edits(history, edits)
+            if self.moves == moves and not window.walkers and not blind:
+                before = self._lent[: len(lent)]
+                self._lent[: len(lent)] = lent
+                if self._lent_now:  # a reader that takes no lock may have seen that it was lent
+                    self._lent[: len(lent)] = before
+        self.settle(waiter)
+        if failed is not None:
+            raise failed
+        return True
+
+    def _tell_edits(self, history: Any, edits: dict[int, tuple[Any, bytes]]) -> Any:
+        """Tell the items at some indexes anew, under the lock."""
+        numbers = list(chain.from_iterable(starmap(range, self._spans)))
+        critical = self._writer._critical
+        done, waiter = self._writer._revise(
+            self.key,
+            self._next,
+            self._expire_at(),
+            put={numbers[place]: data for place, (_, data) in edits.items()},
+            critical=critical is not None and any(critical(self.key, item) for item, _ in edits.values()),
+            still=self._alive,
+        )
+        if done is None:
+            return self._anew(_at(history, _ALL), _NOTHING)
+        for place, (_, data) in edits.items():
+            self._hashes[place] = hash(data)
+        return waiter
+
+    def _hash_of(self, item: Any) -> int:
+        try:
+            return hash(self._writer._encode(item, self.key))
+        except NotStorable:  # put in past the methods; said at the next check
+            return 0
+
+    def _hash_fresh(self) -> None:
+        """Put the items that were appended in order with the others."""
+        fresh, self._fresh = self._fresh, []
+        self._hashes.extend(map(hash, fresh))
+        self._lent.extend(map(bool, fresh))
+
+    def _remember(self, start: int, stop: int, items: Sequence[Any], datas: Sequence[bytes]) -> None:
+        """The *items*, encoded, come in the place of those from index *start* to before *stop*; a caller holds them."""
+        self._hash_fresh()
+        self.moves += stop < self._count
+        self._hashes[start:stop] = array("q", map(hash, datas))
+        self._lent[start:stop] = bytes(type(item) not in _CONSTANT for item in items)
+
+    def _forget(self, start: int, stop: int) -> None:
+        self._hash_fresh()
+        self.moves += 1
+        del self._hashes[start:stop]
+        del self._lent[start:stop]
+
+    def _start_over(self) -> None:
+        """Nothing is known of the items, as many as there are."""
+        self._fresh = []
+        self.moves += 1
+        self._hashes = array("q", bytes(8 * self._count))
+        self._lent = bytearray(b"\1") * self._count
 
     def rewrite(self, history: Any) -> None:
         """
@@ -397,6 +626,20 @@ class Journal:
         if done is None:
             return _MISFIT
         self._next = following + len(added)
+        self._hash_fresh()
+        numbers = chain.from_iterable(starmap(range, self._cut(start, stop)))
+        known = dict(zip(numbers, zip(self._hashes[start:stop], self._lent[start:stop], strict=True), strict=True))
+        known |= {
+            number: (hash(data), type(item) not in _CONSTANT)
+            for (number, item), data in zip(edited, encoded, strict=False)  # the added come behind
+        }
+        after = [known[number] for number in left]
+        after += [
+            (hash(data), type(item) not in _CONSTANT) for item, data in zip(added, encoded[len(edited) :], strict=True)
+        ]
+        self.moves += 1
+        self._hashes[start:stop] = array("q", [one for one, _ in after])
+        self._lent[start:stop] = bytes(lent for _, lent in after)
         middle = _spans([*left, *range(following, self._next)])
         self._spans = _joined([*self._cut(0, start), *middle, *self._cut(stop, self._count)])
         self._count += len(left) + len(added) - (stop - start)
@@ -413,15 +656,21 @@ class Journal:
                 raise StoreError(
                     f"{self.key!r} must be tracked to be changed; its changes were discarded. Load it again"
                 )
+            datas = list(self._encoded(items, prepared))  # the writer's own from now on
+            hashes = array("q", map(hash, datas))
             waiter = writer._anew(
                 self.key,
-                list(self._encoded(items, prepared)),  # the writer's own from now on
+                datas,
                 self._expire_at(),
                 critical=prepared.critical,
                 still=self._alive,
             )
             self._count = self._next = len(items)
             self._spans = [(0, len(items))] if items else []
+            self._fresh = []
+            self.moves += 1
+            self._hashes = hashes
+            self._lent = bytearray(type(item) not in _CONSTANT for item in items)
             return waiter
 
     def _encoded(self, items: list[Any], prepared: Prepared) -> list[bytes]:
@@ -445,6 +694,33 @@ class Journal:
             start -= size
             stop -= size
         return found
+
+
+_refs = sys.getrefcount
+
+
+def _is_held(value: Any) -> bool:
+    """True if a container inside *value* may be referenced from elsewhere."""
+    kind = type(value)
+    if kind is not dict and kind is not list:
+        return True  # what it refers to is not known
+    try:
+        inner: Iterable[Any] = value.values() if kind is dict else value
+        if _CONSTANT.issuperset(map(type, inner)):  # mostly they are
+            return False
+        # No loop variable of a comprehension, a generator or a caller refers to *one* beside this loop's.
+        for one in inner:
+            if type(one) not in _CONSTANT and (_refs(one) > _SOLE - 1 or _is_held(one)):
+                return True
+    except RuntimeError:  # it changes at this moment
+        return True
+    return False
+
+
+def _unstorable(place: int, key: Any, error: NotStorable) -> NotStorable:
+    failed = NotStorable(f"item {place} of {key!r} was changed in place and cannot be stored any more: {error}")
+    failed.__cause__ = error
+    return failed
 
 
 _MISFIT: Any = object()

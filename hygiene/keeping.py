@@ -7,7 +7,7 @@ Theory of operation
 **What is saved when.** A value goes to `WriteBehind` encoded, when it is put. From then on a list, which has become a
 `History`, tells each change by itself. Of any other value that can change, the hash of its last encoding is kept, and
 compared at the end of a lease, before it is evicted, and at ``flush`` and ``close``: what was changed in place and told
-nobody is found there at the latest.
+nobody is found there at the latest. The journal of a list does the same for each item (`Journal.find_edits`).
 
 **Leaving.** An entry leaves memory when nothing of it is unsaved. If something is, plain code waits for the save, which
 takes all that is pending along. An event loop, the janitor and the writer do not wait: the entry stays, the bound is
@@ -266,6 +266,8 @@ class Keeper:
                 journal = value._hygiene.journal
                 if isinstance(journal, Journal) and (len(value) != journal._count or key in self.writer):
                     journal.begin_anew(value)
+                elif isinstance(journal, Journal):
+                    journal.edited_elsewhere(value)
             elif key in self._hashes:
                 with contextlib.suppress(Exception):  # it cannot be saved, which will be said when it is to be
                     self._hashes[key] = hash(self._encode(value, key))
@@ -495,7 +497,7 @@ class Keeper:
                     value = copy.copy(value)  # one list cannot be two logs
             else:
                 value = _as_history(value)
-            items = value[:]
+            items = value._items(slice(None))
             datas = [self._encode(item, key) for item in items]
             urgent = critical is not None and any(critical(key, item) for item in items)
             return value, _Prepared(None, datas, critical=urgent)
@@ -542,14 +544,18 @@ class Keeper:
             if loading is not None and loading.head is not None:
                 self.writer._keep_head(key, loading.head)
         if prepared is not None and prepared.data is None:
-            self._keep_log(key, value, len(prepared.items or ()))
+            self._keep_log(key, value, prepared.items or ())
         for other in others:
             _silence(other)
         return waiter
 
-    def _keep_log(self, key: Any, history: History[Any], count: int) -> None:
-        numbers = ((0, count),) if count else ()
-        attach(history, Journal(self.writer, key, numbers=numbers, expire_at=lambda: self._end_of(key)))
+    def _keep_log(self, key: Any, history: History[Any], datas: Sequence[bytes]) -> None:
+        numbers = ((0, len(datas)),) if datas else ()
+        encoded = history._items(slice(None)), datas
+        attach(
+            history,
+            Journal(self.writer, key, numbers=numbers, encoded=encoded, expire_at=lambda: self._end_of(key)),
+        )
 
     def _write(self, key: Any, value: Any, prepared: _Prepared, *, anew: bool = True) -> Any:
         """Tell the writer; *anew*: it is written, and not only found to have been changed in place."""
@@ -622,6 +628,7 @@ class Keeper:
         if isinstance(value, History):
             if isinstance(journal := value._hygiene.journal, Journal):
                 journal.check(value)
+                journal.find_edits(value)
         elif key in self._hashes:
             self._save_if(key, value)
 
@@ -826,7 +833,10 @@ class Keeper:
         """Find what was changed in place, in all of the registry; the first error of one that cannot be saved."""
         registry = self._registry()
         first = None
-        for key, value in [] if registry is None else list(dict.items(registry)):
+        found = [] if registry is None else list(dict.items(registry))
+        # Also of values that were evicted and are still held: a log goes on telling.
+        found += [(key, value) for key, reference in list(self._adrift.items()) if (value := reference()) is not None]
+        for key, value in found:
             try:
                 self.settle(key, value)
             except HygieneError as error:

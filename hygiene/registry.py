@@ -1652,7 +1652,7 @@ class Registry(Kernel[K, V]):
         """
         Return when everything changed so far is saved: the acknowledgement.
 
-        What was changed in place and told nobody is found, too.
+        Changes in place, at any depth of a value or of an item of a list, are found and saved as well.
 
         Args:
             timeout: Seconds to go on trying; ``None``: one attempt, made at once.
@@ -1691,7 +1691,7 @@ class Registry(Kernel[K, V]):
         Save the value of *key*, which is in memory and was changed in place, soon.
 
         A `History` tells its own changes; this is for an item that was edited inside, and for other values. Without it
-        they are found at the end of a lease, at the eviction, at `flush` and at `close`.
+        such changes are found at the end of a lease, at the eviction, at `flush` and at `close`.
 
         Raises:
             KeyError: it is not in memory, so what you have is not what the registry has. Put it in.

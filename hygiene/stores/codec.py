@@ -28,6 +28,7 @@ NAMES: Final = ("msgpack", "pickle")
 _MSGPACK: Final = b"\x01"
 _PICKLE: Final = b"\x02"
 _START: Final = 5
+_TRIES: Final = 1000  # to encode a dict while another thread changes it
 _SHOWN: Final = 80  # characters of a key in a message
 _DATETIME: Final = 1
 _FOLDED: Final = 2  # a datetime with fold=1, which ISO 8601 cannot express
@@ -83,10 +84,18 @@ class MessagePack:
 
     def encode(self, value: Any, key: Hashable = None) -> bytes:
         """*value* as a row."""
-        try:
-            body = _encode(_with_dates(value) if _scan(value, 0) else value)
-        except (_RefusedError, OverflowError, UnicodeEncodeError, RecursionError):
-            raise _explain(value, key) from None
+        tries = _TRIES
+        while True:
+            try:
+                body = _encode(_with_dates(value) if _scan(value, 0) else value)
+            except (_RefusedError, OverflowError, UnicodeEncodeError, RecursionError):
+                raise _explain(value, key) from None
+            except RuntimeError:  # another thread has added or removed a key at this moment
+                tries -= 1
+                if not tries:
+                    raise
+                continue
+            break
         return _pack(crc32(body, _SEED)) + _MSGPACK + body
 
     def decode_rows(self, rows: Iterable[tuple[int, Any]]) -> list[Any] | None:
