@@ -21,6 +21,12 @@ have read at the same instant, not as many as threads have ever read.
 of 280 bytes a commit, log, checkpoint and all: pages of 4 KiB wrote 3.8 times the payload, of 2 KiB 3.2, of 1 KiB 2.9;
 below 2 KiB a message of ordinary length no longer fits in one page.
 
+**A file that was closed cleanly** is not checked again. The last store that closes it writes the row ``clean``: the
+number of the inode and a modification time, which the file then gets. The row matches the file until the next write,
+because every write of any program changes the modification time, and until it is copied or restored, because a copy has
+another inode. A log that is not empty outlives a crash. The time is finer than the clock of the kernel, so that a write
+in the same tick does change it. Where a file system does not store such times, the row never matches.
+
 **fork.** SQLite keeps a process-wide table of the locks that it holds on each file, and a forked child inherits the
 table but not the locks. Whatever the child then opens on the same file runs without them, and the log is deleted under
 its feet as soon as the parent closes: reproduced, with commits lost. So all connections are closed before a fork, and
@@ -110,6 +116,7 @@ _HEADS_OF: Final = """
 SELECT id, key, state FROM heads INDEXED BY heads_by_key
 WHERE space = ? AND key > ? AND (expire_at IS NULL OR expire_at > ?) ORDER BY key LIMIT ?
 """
+_READ_MARK: Final = "SELECT value FROM settings WHERE name = 'clean'"
 _FIRST: Final = -(1 << 63)
 _SLICE: Final = 256
 _SHOWN: Final = 80  # characters of a key in a message
@@ -125,6 +132,9 @@ _PASSING: Final = {
     sqlite3.SQLITE_PERM: "access was refused. See that file and folder may be written to",
     sqlite3.SQLITE_NOMEM: "memory ran out. Save in smaller batches",
 }
+
+# After any other error the file may be damaged.
+_HARMLESS: Final = _PASSING.keys() - {sqlite3.SQLITE_IOERR}
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -265,8 +275,9 @@ class SQLiteStore(_OpenStore):
         codec: ``"msgpack"``, or ``"pickle"``, with which anybody who can write to the file can run code in this
             process. It is settled when the file is made.
         timeout: Seconds (or ``"5s"``) to wait for another process that writes. The 5 s of the standard library.
-        check: Whether to look at every row on opening, as `recover` does; it reads the whole file, about a second for
-            each 200 MB. Without it damage is found when the entry is loaded.
+        check: Whether to check every row on opening, as `recover` does, unless the file was closed cleanly and nothing
+            has changed it since. The check reads the whole file, about a second for each 200 MB. Without it, damage is
+            found when the entry is loaded.
         read_only: Change nothing: neither the file nor its log, whoever else writes to them and however that ended. The
             file must be there. Damage is reported in `report` and not put in quarantine; to load what is damaged, or to
             save, is a `StoreError`.
@@ -304,6 +315,11 @@ class SQLiteStore(_OpenStore):
         self._readers: set[sqlite3.Connection] = set()
         self._idle: deque[sqlite3.Connection] = deque()
         self._forked = ""
+        self._clean = False  # the row ``clean`` matches the file, as far as this store knows
+        self._checked = False  # nothing is known to be damaged, since it was checked or closed cleanly
+        self._child = False  # after a fork: the parent writes the row, unless the child has saved something
+        self._mark = ""
+        self._stamp = 0  # the modification time that the file gets when its last connection is closed
         self._forking = self._held = self._quiet = False
         self.encode = self._codec.encode
         self.decode = functools.partial(decode, self._codec)
@@ -314,6 +330,8 @@ class SQLiteStore(_OpenStore):
                     raise StoreError(f"a store was wanted in {self.path}; found no such file. Give the path of one")
                 self._create()
                 self._belongs_to_us()  # somebody else may have made something else of it meanwhile
+                self._checked = True
+            self._checked = self._checked or self._clean
             if read_only:
                 self._most_bytes = 0
             else:
@@ -322,10 +340,11 @@ class SQLiteStore(_OpenStore):
             self._closed = False
         try:
             self._settle_codec()
-            lost = () if self._memory or read_only else self._look_at_log()
-            report = self.recover() if check else RecoveryReport(0, 0)
+            lost = () if self._memory or read_only or self._clean else self._look_at_log()
+            report = self.recover() if check and not self._clean else RecoveryReport(0, 0)
             self.report = dataclasses.replace(report, bad=(*lost, *report.bad))
-            """What was found on opening."""
+            """What was found on opening; nothing was checked if the file was closed cleanly."""
+            self._checked = self._checked or check
         except BaseException:
             self.close()
             raise
@@ -364,6 +383,7 @@ class SQLiteStore(_OpenStore):
                 peek.execute("PRAGMA writable_schema = ON")
                 application = peek.execute("PRAGMA application_id").fetchone()[0]
                 version = peek.execute("PRAGMA user_version").fetchone()[0]
+                self._clean = application == _APPLICATION and self._was_closed_cleanly(peek)
         except sqlite3.DatabaseError as error:
             if _primary(error) in _PASSING:
                 raise
@@ -378,10 +398,24 @@ class SQLiteStore(_OpenStore):
             )
         if version != _VERSION:
             raise StoreError(
-                f"a store of version {_VERSION} was wanted in {self.path}; found version {version}. "
-                f"Open it with the version of this library that wrote it, or with a newer one"
+                f"Cannot open store {self.path}: its format has version {version}, and this release of hygiene reads "
+                f"version {_VERSION}. Install the release that wrote it, or a newer one: "
+                f"pip install --upgrade resource-hygiene"
             )
         return True
+
+    def _was_closed_cleanly(self, peek: sqlite3.Connection) -> bool:
+        """Whether the file is as the last store left it that closed it, with everything in the file and checked."""
+        with contextlib.suppress(OSError):
+            if Path(self.path + "-wal").stat().st_size:
+                return False
+        try:
+            found = Path(self.path).stat()
+            row = peek.execute(_READ_MARK).fetchone()
+        except (OSError, sqlite3.Error):
+            return False
+        self._mark = _mark(found.st_ino, found.st_mtime_ns)
+        return bool(row == (self._mark,))
 
     def _create(self) -> None:
         """Make the file, complete, under another name, and give it its own; somebody else may have been faster."""
@@ -519,6 +553,8 @@ class SQLiteStore(_OpenStore):
 
     def _error(self, what: str, error: sqlite3.Error) -> StoreError:
         code = _primary(error)
+        if code not in _HARMLESS:
+            self._checked = False  # the next store checks everything
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         if advice := _PASSING.get(code):
             return StoreUnavailable(f"cannot {what} store {self.path}: {advice}. ({name}: {error})")
@@ -581,6 +617,7 @@ class SQLiteStore(_OpenStore):
         self._idle.append(connection)
         if self._closed:
             self._close_idle()
+            self._stamp_file()
         return result
 
     def _take(self) -> sqlite3.Connection:
@@ -623,8 +660,12 @@ class SQLiteStore(_OpenStore):
                         connection.execute("PRAGMA synchronous = FULL")
                     # IMMEDIATE: what is read to decide upon must not change before it is acted upon.
                     connection.execute("BEGIN IMMEDIATE")
+                    if self._clean:
+                        # Before the file changes: a store that is just closing it may give it that time afterwards.
+                        connection.execute("DELETE FROM settings WHERE name = 'clean'")
                     yield connection
                     connection.execute("COMMIT")
+                    self._clean = False
                     if sync:
                         connection.execute("PRAGMA synchronous = NORMAL")
                 except BaseException:
@@ -1072,6 +1113,7 @@ class SQLiteStore(_OpenStore):
             "INSERT INTO quarantine (space, key, sequence, problem, found_at, data) VALUES (?, ?, ?, ?, ?, ?)",
             (space, key, sequence, problem, self._timer(), data),
         )
+        self._checked = False  # where one row is damaged, others may be
         bad = BadRow(_as_text(space), _as_key(key), sequence, problem, data is not None)
         findings.bad.append(bad)
         logger.warning(
@@ -1098,11 +1140,38 @@ class SQLiteStore(_OpenStore):
     def close(self) -> None:
         """Let go of the file, after what is being saved; what is being read is finished. Again does nothing."""
         with self._opening, self._lock:  # in the order in which a fork takes them
+            if not self._closed and not self._read_only and not self._memory:
+                self._mark_clean()
             self._closed = True
             self._close_idle()
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
+            self._stamp_file()
+
+    def _mark_clean(self) -> None:
+        """Write the row that lets the next store skip the check, unless something may be damaged."""
+        if not self._checked or (self._writer is None and (self._clean or self._child)):
+            return
+        stamp = time.time_ns() // 1000 * 1000  # some file systems store microseconds
+        with contextlib.suppress(OSError, sqlite3.Error):
+            mark = _mark(Path(self.path).stat().st_ino, stamp)
+            writer = self._writer = self._writer or self._connect()
+            if self._clean and writer.execute(_READ_MARK).fetchone() == (self._mark,):
+                return  # no store has written to the file
+            # Another process that is writing closes the file after this one.
+            writer.execute("PRAGMA busy_timeout = 0")
+            writer.execute("INSERT OR REPLACE INTO settings VALUES ('clean', ?)", (mark,))
+            self._stamp, self._mark = stamp, mark
+
+    def _stamp_file(self) -> None:
+        """Give the file the time that the row ``clean`` names, if this store has closed its last connection."""
+        if not self._stamp or Path(self.path + "-wal").exists():
+            return
+        with contextlib.suppress(OSError):  # it belongs to another user, say
+            found = Path(self.path).stat()
+            if _mark(found.st_ino, self._stamp) == self._mark:
+                os.utime(self.path, ns=(found.st_atime_ns, self._stamp))
 
     # fork
 
@@ -1142,7 +1211,7 @@ class SQLiteStore(_OpenStore):
                 f"store {self.path} was in use by another thread when this process was forked, and cannot be used "
                 f"here. Open it anew, or start the process by spawning it"
             )
-        self._forking = False
+        self._forking, self._child = False, True
         self._lock = threading.Lock()
         self._opening = threading.Lock()
 
@@ -1178,6 +1247,11 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def _mark(inode: int, modified: int) -> str:
+    """The row ``clean`` of a file; *modified* is in nanoseconds since 1970."""
+    return f"{inode} {modified}"
 
 
 def _primary(error: sqlite3.Error) -> int:

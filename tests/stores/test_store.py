@@ -434,7 +434,9 @@ def test_it_is_all_there_after_it_was_closed(path: Path, clock: ManualClock) -> 
         before = store.load("s", "a")
     with SQLiteStore(path, timer=clock) as store:
         assert before == store.load("s", "a")
-        assert (1, 2, True) == (store.report.entries, store.report.items, store.report.clean)
+        assert store.report.clean
+        report = store.recover()
+        assert (1, 2, True) == (report.entries, report.items, report.clean)
     assert [path] == list(path.parent.iterdir())
 
 
