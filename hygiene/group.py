@@ -20,7 +20,7 @@ from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.keeping import Loading
 from hygiene.kernel import MISSING, is_atomic, oldest, store
 from hygiene.limits import Limits
-from hygiene.registry import POLLS, Gone, Registry, Timed, make
+from hygiene.registry import POLLS, Gone, Registry, Timed, _Offer, _Place, make
 
 __all__ = ["Group"]
 
@@ -278,11 +278,12 @@ class _Column(Timed[Any, Any]):
         back: bool = False,
         loading: Loading | None = None,
         ago: float | None = None,
+        offer: _Offer | None = None,
     ) -> Any:
         if self._derive is not None and key not in self._derived:
             self._derived[key] = self._ask_row(key)
         try:
-            value = super()._put(key, value, keep=keep, back=back, loading=loading, ago=ago)
+            value = super()._put(key, value, keep=keep, back=back, loading=loading, ago=ago, offer=offer)
         finally:
             if not dict.__contains__(self, key):  # refused
                 self._derived.pop(key, None)
@@ -325,11 +326,20 @@ class _Column(Timed[Any, Any]):
 
     def _fits(self, key: Any, old: Any, size: int | None) -> bool:  # noqa: ARG002 - the row may be there without it
         rows, row = self._rows, self._row(key)
-        if not dict.__contains__(rows, row) and len(rows) >= rows._bound:
+        if not dict.__contains__(rows, row) and len(rows) + rows._promised(row) >= rows._bound:
             return False
         if rows._byte_bound is None or size is None or self._sizes is None:
             return True
         return rows._bytes - self._sizes.get(key, 0) + size <= rows._byte_bound
+
+    def _take_place(self, key: Any) -> _Place | None:
+        return self._rows._take_place(self._row(key))
+
+    def _give_place_back(self, place: _Place | None) -> None:
+        self._rows._give_place_back(place)
+
+    def _promised(self, key: Any) -> int:
+        return self._rows._promised(self._row(key))
 
     def _may_fit(self, key: Any, size: int | None) -> bool:
         rows = self._rows

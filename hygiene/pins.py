@@ -61,19 +61,23 @@ class Lease(Generic[V]):
             value = registry._pin(key)
             if value is not MISSING:
                 break
-            create = self._creator()
+            create, ours = self._creator()
             flight, mine = self._board()
             try:
                 if not mine:
                     flight.wait_here(key)
                     continue
                 with flight.flown_by(registry, key):
-                    made = create()
-                    if isinstance(made, Awaitable):
-                        if isinstance(made, Coroutine):
-                            made.close()
-                        raise TypeError(f"create for key {key!r} is asynchronous: use `async with` for the lease")
-                    value = registry._pin_new(key, made)
+                    place = registry._take_place(key) if ours else None
+                    try:
+                        made = create()
+                        if isinstance(made, Awaitable):
+                            if isinstance(made, Coroutine):
+                                made.close()
+                            raise TypeError(f"create for key {key!r} is asynchronous: use `async with` for the lease")
+                        value = registry._pin_new(key, made)
+                    finally:
+                        registry._give_place_back(place)
             finally:
                 del flight  # it holds the exception, whose traceback holds this frame
             break
@@ -121,17 +125,21 @@ class Lease(Generic[V]):
             value = registry._pin(key)
             if value is not MISSING:
                 break
-            create = self._creator()
+            create, ours = self._creator()
             flight, mine = self._board()
             try:
                 if not mine:
                     await flight.wait(key)
                     continue
                 with flight.flown_by(registry, key):
-                    made = create()
-                    if isinstance(made, Awaitable):
-                        made = await made
-                    value = registry._pin_new(key, made)
+                    place = registry._take_place(key) if ours else None
+                    try:
+                        made = create()
+                        if isinstance(made, Awaitable):
+                            made = await made
+                        value = registry._pin_new(key, made)
+                    finally:
+                        registry._give_place_back(place)
             finally:
                 del flight  # it holds the exception, whose traceback holds this frame
             break
@@ -163,10 +171,17 @@ class Lease(Generic[V]):
                     raise
                 note(error, f"while the lease of {self._key!r} ended: {failed}")
 
-    def _creator(self) -> Callable[[], Any]:
+    def _creator(self) -> tuple[Callable[[], Any], bool]:
+        """
+        How to make the value; and whether that is a factory, which is not called before there is room.
+
+        A user's own ``__missing__`` may raise KeyError, and no entry must leave for that.
+        """
         registry, key = self._registry, self._key
-        # A factory, or a user's own ``__missing__``, is a way to create, too; without either this raises KeyError.
-        return self._create or (lambda: registry.__missing__(key))
+        factory = registry._factory() if self._create is None else self._create
+        if factory is not None:
+            return factory, True
+        return lambda: registry.__missing__(key), False  # raises KeyError if there is no way to make one
 
     def _board(self) -> tuple[Flight, bool]:
         registry = self._registry

@@ -132,6 +132,29 @@ _LOCAL, PASSED_ON = (2, 3) if sys.version_info < (3, 14) else (1, 1)
 Gone = tuple["Registry[Any, Any]", Any, Any, Cause, float | None, float | None, asyncio.AbstractEventLoop | None]
 
 
+class _Place:
+    """
+    Room for a new entry, kept free from before its factory is called until the entry is in.
+
+    The registry holds it weakly, so it ends with the call that took it, however that call ends.
+    """
+
+    __slots__ = ("__weakref__", "key")
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+
+class _Offer:
+    """A value that a factory returned: the value as the registry would hold it, and whether the registry holds it."""
+
+    __slots__ = ("taken", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.taken = False
+
+
 class _Copy(NamedTuple):
     """A ``dict(r)`` in progress: the instruction that does it, and the entries as they stood when it began."""
 
@@ -249,6 +272,7 @@ class Registry(Kernel[K, V]):
         "_overflowed",
         "_owner",
         "_parked",
+        "_places",
         "_reads",
         "_releases",
         "_revived",
@@ -325,6 +349,7 @@ class Registry(Kernel[K, V]):
         self._lent: dict[Any, None] | None = None if limits.max_bytes is None else {}
         self._asking: set[int] = set()  # threads that are inside the user's *busy*
         self._flights: dict[Any, Flight] = {}
+        self._places: weakref.WeakSet[_Place] | None = None
         self._copies: dict[int, _Copy] = {}
         self._releases = None if limits.close is None else Releases(self._release_failed_hook())
         self._loops: dict[Any, asyncio.AbstractEventLoop] = {}
@@ -425,7 +450,11 @@ class Registry(Kernel[K, V]):
         factory = self._limits.default_factory
         if factory is None:
             raise KeyError(key)
-        return cast("V", self._put(key, factory(), keep=True))
+        place = self._take_place(key)
+        try:
+            return cast("V", self._put_made(key, factory()))
+        finally:
+            self._give_place_back(place)
 
     def peek(self, key: K, default: Any = None) -> Any:
         """
@@ -598,9 +627,23 @@ class Registry(Kernel[K, V]):
     @overload
     def setdefault(self, key: K, default: V) -> V: ...
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """The value of *key*, after putting *default* in if it has none: atomic, and counted as use."""
+        """
+        The value of *key*, after putting *default* in if it has none: atomic, and counted as use.
+
+        If the registry is full and refuses *default* (`RegistryFull`), it closes *default* with *close*, because a
+        *default* that was made for this call has no other owner.
+        """
         value = self._find(key)
-        return self._put(key, default, keep=True) if value is MISSING else value
+        if value is not MISSING:
+            return value
+        if self._releases is None:
+            return self._put(key, default, keep=True)
+        offer = _Offer(default)
+        try:
+            return self._put(key, default, keep=True, offer=offer)
+        except RegistryFull:
+            self._release_refused(offer.value)
+            raise
 
     def update(self, *args: Any, **kwargs: V) -> None:
         """As ``dict.update``; each entry is put in as by ``r[k] = v``."""
@@ -628,6 +671,7 @@ class Registry(Kernel[K, V]):
         back: bool = False,
         loading: Loading | None = None,
         ago: float | None = None,
+        offer: _Offer | None = None,
     ) -> Any:
         """
         Write an entry, or with *keep* leave a living one as it is; return the value that is now held.
@@ -635,6 +679,7 @@ class Registry(Kernel[K, V]):
         With *back* the value was here before, or comes from the store, and has been converted; it was written *ago*
         seconds ago. With *loading* it is put in only if nothing has happened to the key since that began; if something
         has, `MISSING` is returned.
+        *offer* records whether the value was put in.
 
         What user code may refuse comes first, then the change under the lock, then the news.
         """
@@ -648,6 +693,8 @@ class Registry(Kernel[K, V]):
         limits = self._limits
         if limits.values is not None and not back:
             value = self._converted(value)
+            if offer is not None:
+                offer.value = value
         keeper, prepared, waiter = self._keeper, None, None
         if keeper is not None and not back:
             value, prepared = keeper.prepare(key, value)
@@ -674,6 +721,8 @@ class Registry(Kernel[K, V]):
                         if old is not MISSING and old is not value:
                             gone.append(self._replaced(key, old))
                         store(self, key, value)
+                        if offer is not None:
+                            offer.taken = True
                         written = None if ago is None else self._written_before(key, ago)
                         self._enter(key, size, rank)
                         if written is not None:
@@ -693,12 +742,7 @@ class Registry(Kernel[K, V]):
                     value, prepared = keeper.prepare(key, value)
                     continue
                 if not self._may_fit(key, size) or not self._make_room(key, size or 0, gone):
-                    raise RegistryFull(
-                        f"wanted to add {key!r} to registry {self._label()}, found it full: "
-                        f"{len(self)} of {limits.maxsize} entries, {len(self._leases)} leased, and nothing may leave. "
-                        f'Release some, raise maxsize, or use overflow="grow"',
-                        self.stats(),
-                    )
+                    raise self._full(key)
         except (VersionConflict, OwnershipLost) as error:
             if keeper is not None:
                 keeper.lost(key, error)
@@ -717,13 +761,86 @@ class Registry(Kernel[K, V]):
             keeper.settle_write(value, waiter)
         return value
 
+    def _put_made(self, key: Any, value: Any) -> Any:
+        """
+        Put in what a factory returned, unless the key has a value by now; return the value that is now held.
+
+        If the value is not put in, for whatever reason, it is released: only this call has it.
+        """
+        if self._releases is None:
+            return self._put(key, value, keep=True)
+        offer = _Offer(value)
+        try:
+            return self._put(key, value, keep=True, offer=offer)
+        finally:
+            if not offer.taken:
+                self._release_refused(offer.value)
+
+    def _release_refused(self, value: Any) -> None:
+        """Close a value that was made for this registry and not put in, unless it is the value of some key."""
+        close = self._limits.close
+        if self._releases is None or close is None or any(held is value for held in list(dict.values(self))):
+            return
+        self._releases.start(value, close, running_loop(), required=self._strict)
+
+    def _full(self, key: Any) -> RegistryFull:
+        stats = self.stats()
+        being_made = self._promised(key)
+        return RegistryFull(
+            f"registry {self._label()} is full, so {key!r} was not added: {stats.entries} of {self._limits.maxsize} "
+            f"entries, {stats.leased} leased{f', {being_made} being made' if being_made else ''}, and nothing may "
+            f'leave. Release some, raise maxsize, or use overflow="grow"',
+            stats,
+        )
+
+    # Places for entries that a factory is still making.
+
+    def _take_place(self, key: Any) -> _Place | None:
+        """
+        Keep room for *key* until its factory has returned and its value is in; `None` where nothing is refused.
+
+        Raises `RegistryFull` if there is no room and no other entry may leave.
+        """
+        if self._limits.overflow == "grow":
+            return None
+        place = _Place(key)
+        gone: list[Gone] = []
+        try:
+            while True:
+                with self._lock:
+                    if self._fits(key, _look(self, key, MISSING), None):
+                        if self._places is None:
+                            self._places = weakref.WeakSet()
+                        self._places.add(place)
+                        return place
+                if not self._make_room(key, 0, gone):
+                    raise self._full(key)
+        finally:
+            if gone:
+                self._tell(gone)
+                del gone
+
+    def _give_place_back(self, place: _Place | None) -> None:
+        places = self._places
+        if place is not None and places is not None:
+            with self._lock:
+                places.discard(place)
+
+    def _promised(self, key: Any) -> int:
+        """How many keys besides *key* have a place and no entry yet. The lock is held, or the number is for people."""
+        if self._places is None:
+            return 0
+        promised = {place.key for place in self._places if not _has(self, place.key)}
+        promised.discard(key)
+        return len(promised)
+
     def _in_line(self) -> bool:
         """Whether the oldest may leave without more ado: nothing to ask or to step over, nothing due before it."""
         return self._order is None and not self._leases and len(self) > 1 and not self._saves
 
     def _fits(self, key: Any, old: Any, size: int | None) -> bool:
         """Whether writing *key* keeps the bounds. The lock is held."""
-        if old is MISSING and len(self) >= self._bound:
+        if old is MISSING and len(self) + self._promised(key) >= self._bound:
             return False
         if self._byte_bound is None or size is None or self._sizes is None:
             return True
@@ -1040,7 +1157,9 @@ class Registry(Kernel[K, V]):
         if self._limits.policy == "none" or (self._byte_bound is not None and size > self._byte_bound):
             return False
         self._poll_parked()
-        return bool(self._evict_one(Cause.SIZE if len(self) >= self._bound else Cause.BYTES, key, gone))
+        with self._lock:
+            full = len(self) + self._promised(key) >= self._bound
+        return bool(self._evict_one(Cause.SIZE if full else Cause.BYTES, key, gone))
 
     def _evict_one(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
         """
@@ -1504,13 +1623,15 @@ class Registry(Kernel[K, V]):
             key: The entry to hold.
             create: Makes the value if there is none. Concurrent leases of one key call it once; if it raises, those
                 who wait for it get the same exception. Under ``async with`` it may be asynchronous. Without it the
-                registry's *default_factory* serves.
+                registry's *default_factory* serves. With ``overflow="raise"`` it is called once there is room; a value
+                that cannot be put in all the same is closed.
 
         Returns:
             A context manager, sync and async, good for one use. Leases of one key may overlap.
 
         Raises:
             KeyError: (on entering) there is no such entry and nothing to create it with.
+            RegistryFull: (on entering) with ``overflow="raise"``, no other entry may leave. *create* is not called.
             RuntimeError: (on entering) *create* asks for the very key it is creating.
         """
         return Lease(self, key, create)
@@ -1537,10 +1658,14 @@ class Registry(Kernel[K, V]):
         with self._lock:
             self._pin_row(key)  # before it is put in, so that there is no moment at which it could leave
         try:
-            return self._put(key, value, keep=True)
+            return self._put_made(key, value)
         except BaseException:
             self._unpin(key)
             raise
+
+    def _factory(self) -> Callable[[], Any] | None:
+        """What makes a value for a lease that brings no factory, unless a subclass has its own ``__missing__``."""
+        return self._limits.default_factory if type(self).__missing__ is Registry.__missing__ else None
 
     def _unpin_row(self, key: Any) -> bool:
         """One lease less on *key*; says whether it was the last. The lock is held."""
@@ -1859,6 +1984,7 @@ class Registry(Kernel[K, V]):
         self._lock = threading.RLock()
         self._broom = threading.Lock()
         self._flights = {}
+        self._places = None
         self._copies = {}
         self._known = False
         self._loops.clear()  # none of them runs here

@@ -168,7 +168,7 @@ def test_all_busy_can_refuse_the_new(policy: dict[str, Any]) -> None:
     )
     before = registry.stats()
     with pytest.raises(
-        RegistryFull, match=r"wanted to add 'c' to registry outbox, found it full: 2 of 2 entries.*raise maxsize"
+        RegistryFull, match=r"registry outbox is full, so 'c' was not added: 2 of 2 entries.*raise maxsize"
     ) as caught:
         registry["c"] = 3
     with pytest.raises(RegistryFull):
