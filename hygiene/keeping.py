@@ -48,6 +48,7 @@ from hygiene.kernel import MISSING
 from hygiene.logs import logger
 from hygiene.stores import open_store
 from hygiene.tenure import Tenures
+from hygiene.waits import Wait
 from hygiene.writebehind import Rejected, WriteBehind, _Part, _shown
 
 if TYPE_CHECKING:
@@ -126,17 +127,27 @@ _adopting = threading.Lock()
 
 
 class Loading:
-    """One load in progress, which others wait for instead of loading, too."""
+    """One load in progress, which others wait for instead of loading, too: a `hygiene.waits.Target`."""
 
-    __slots__ = ("absent", "digest", "done", "head", "stale", "thread")
+    __slots__ = ("absent", "digest", "done", "head", "key", "loop", "name", "stale", "thread")
 
-    def __init__(self) -> None:
+    doing, sync, task = "loading", True, None
+
+    def __init__(self, key: Any, name: str | None) -> None:
+        self.key = key
+        self.name = name
+        self.loop = running_loop()
         self.done: threading.Event | None = None  # made by the first who waits: mostly there is none
         self.stale = False  # the key was written or removed meanwhile
         self.absent = False  # there is no such entry
         self.digest: int | None = None  # of what comes, if it can be changed in place
         self.head: Head | None = None  # with which it comes
         self.thread = threading.get_ident()
+
+    @property
+    def ended(self) -> bool:
+        """True if no caller has to wait for it any longer."""
+        return self.done is not None and self.done.is_set()
 
 
 class _Prepared:
@@ -302,13 +313,12 @@ class Keeper:
         with registry._lock:
             loading = self._loading.get(key)
             if loading is None:
-                loading = self._loading[key] = Loading()
+                loading = self._loading[key] = Loading(key, registry._name)
                 return loading, True
-            if loading.thread == threading.get_ident():
-                raise RuntimeError(f"loading {key!r} asks for {key!r} itself; it would wait for ever")
             if loading.done is None:
                 loading.done = threading.Event()
-        loading.done.wait()
+        with Wait(loading, sync=True):
+            loading.done.wait()
         return loading, False
 
     def _land(self, registry: Registry[Any, Any], key: Any, loading: Loading) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from hygiene.closing import note, running_loop
 from hygiene.errors import HygieneError
 from hygiene.kernel import MISSING
+from hygiene.waits import wait_here, wait_in_task, works_on
 
 if TYPE_CHECKING:
     from hygiene.registry import Registry
@@ -62,12 +64,12 @@ class Lease(Generic[V]):
             if value is not MISSING:
                 break
             create, ours = self._creator()
-            flight, mine = self._board()
+            flight, mine = self._board(sync=True)
             try:
                 if not mine:
-                    flight.wait_here(key)
+                    flight.wait_here()
                     continue
-                with flight.flown_by(registry, key):
+                with flight.flown_by(registry):
                     place = registry._take_place(key) if ours else None
                     try:
                         made = create()
@@ -126,12 +128,12 @@ class Lease(Generic[V]):
             if value is not MISSING:
                 break
             create, ours = self._creator()
-            flight, mine = self._board()
+            flight, mine = self._board(sync=False)
             try:
                 if not mine:
-                    await flight.wait(key)
+                    await flight.wait()
                     continue
-                with flight.flown_by(registry, key):
+                with flight.flown_by(registry):
                     place = registry._take_place(key) if ours else None
                     try:
                         made = create()
@@ -183,13 +185,13 @@ class Lease(Generic[V]):
             return factory, True
         return lambda: registry.__missing__(key), False  # raises KeyError if there is no way to make one
 
-    def _board(self) -> tuple[Flight, bool]:
+    def _board(self, *, sync: bool) -> tuple[Flight, bool]:
         registry = self._registry
         with registry._lock:
             flight = registry._flights.get(self._key)
             if flight is not None:
                 return flight, False
-            flight = registry._flights[self._key] = Flight()
+            flight = registry._flights[self._key] = Flight(self._key, registry._name, sync=sync)
             return flight, True
 
 
@@ -198,43 +200,46 @@ def _error_in(exc_info: tuple[object, ...]) -> BaseException | None:
 
 
 class Flight:
-    """One creation in progress, which others wait for instead of creating too."""
+    """One creation in progress, which others wait for instead of creating too: a `hygiene.waits.Target`."""
 
-    __slots__ = ("_done", "_loop", "_pilot")
+    __slots__ = ("__weakref__", "_done", "key", "loop", "name", "sync", "task", "thread")
 
-    def __init__(self) -> None:
-        self._loop = running_loop()
-        self._pilot = _current()
+    doing = "creating"
+
+    def __init__(self, key: Any, name: str | None, *, sync: bool) -> None:
+        self.key = key
+        self.name = name
+        self.sync = sync
+        self.thread = threading.get_ident()
+        self.loop = loop = running_loop()
+        self.task = None if loop is None else asyncio.current_task(loop)
         self._done: futures.Future[None] = futures.Future()
         self._done.set_running_or_notify_cancel()  # so that a cancelled waiter cannot cancel it for the others
 
-    def wait_here(self, key: Any) -> None:
+    @property
+    def ended(self) -> bool:
+        """True if it has landed."""
+        return self._done.done()
+
+    def wait_here(self) -> None:
         """Wait in this thread."""
-        self._refuse_self(key)
-        if self._loop is not None and self._loop is running_loop():
-            raise RuntimeError(
-                f"{key!r} is being created by a task of this event loop: use `async with` to wait for it"
-            )
         try:
+            wait_here(self, self._done)
             self._done.result()
         finally:
             del self  # as in `Lease.__enter__`
 
-    async def wait(self, key: Any) -> None:
+    async def wait(self) -> None:
         """Wait in this task."""
-        self._refuse_self(key)
         try:
-            await asyncio.wrap_future(self._done)
+            await wait_in_task(self, self._done)
+            self._done.result()
         finally:
             del self  # as in `Lease.__enter__`
 
-    def _refuse_self(self, key: Any) -> None:
-        if self._pilot == _current():
-            raise RuntimeError(f"creating {key!r} asks for {key!r} itself; it would wait for ever")
-
-    def flown_by(self, registry: Registry[Any, Any], key: Any) -> _Landing:
+    def flown_by(self, registry: Registry[Any, Any]) -> _Landing:
         """A block in which this flight ends."""
-        return _Landing(self, registry, key)
+        return _Landing(self, registry)
 
     def land(self, error: BaseException | None) -> None:
         """Let those who wait go on."""
@@ -248,24 +253,22 @@ class Flight:
 class _Landing:
     """Ends a flight, however it ends."""
 
-    __slots__ = ("_flight", "_key", "_registry")
+    __slots__ = ("_flight", "_outer", "_registry")
 
-    def __init__(self, flight: Flight, registry: Registry[Any, Any], key: Any) -> None:
+    def __init__(self, flight: Flight, registry: Registry[Any, Any]) -> None:
         self._flight = flight
         self._registry = registry
-        self._key = key
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        self._outer = works_on.set(weakref.ref(self._flight))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        with self._registry._lock:
-            if self._registry._flights.get(self._key) is self._flight:
-                del self._registry._flights[self._key]
-        self._flight.land(error)
-
-
-def _current() -> tuple[int, int]:
-    """Who is running: this task, or else this thread."""
-    loop = running_loop()
-    task = None if loop is None else asyncio.current_task(loop)
-    return threading.get_ident(), id(task)
+        flight = self._flight
+        try:
+            with self._registry._lock:
+                if self._registry._flights.get(flight.key) is flight:
+                    del self._registry._flights[flight.key]
+            flight.land(error)
+        finally:
+            with contextlib.suppress(ValueError):  # a coroutine that was dropped is closed in another context
+                works_on.reset(self._outer)

@@ -1632,7 +1632,8 @@ class Registry(Kernel[K, V]):
         Raises:
             KeyError: (on entering) there is no such entry and nothing to create it with.
             RegistryFull: (on entering) with ``overflow="raise"``, no other entry may leave. *create* is not called.
-            RuntimeError: (on entering) *create* asks for the very key it is creating.
+            RuntimeError: (on entering) *create* asks for the key that it is creating, or waits for another factory that
+                does; the message names the keys.
         """
         return Lease(self, key, create)
 
