@@ -8,7 +8,10 @@ where it was entered, or a share that lies on the line would be told with each r
 Shedding. What is dropped is counted by our own accounts, never by the resident size: that hardly falls when objects
 are freed, because allocators keep the memory for the next ones. A loop that drops until it falls would drop everything.
 So: a quarter of the bytes, once. Again only after the cool-down, and only if the share has risen since, which says that
-what was freed has been used up; or at once if a worse level is reached.
+what was freed has been used up; or at once if a worse level is reached. At "critical" the cool-down does not count: a
+burst fills what was freed within seconds. There, memory is shed again as soon as it has grown by what the last shedding
+freed: above the share at which it was shed, if the allocator kept what was freed, or by the freed bytes above the lowest
+share since, if it did not.
 
 Threads. The janitor's thread reads and decides. Callbacks, hooks and closers are other people's code and may hang, so
 what is decided is done in a thread of its own, one at a time. The callbacks are waited for before the registries are
@@ -163,8 +166,9 @@ class MemoryMonitor:
     ``start()`` has the janitor take a reading every *interval* seconds (five times as often once memory is short);
     `close`, or leaving a ``with``, ends that. Without it, each `check` takes one. When a level is entered, the
     cleanups registered for "pressure" run (write-behind flushes there), then every registry that has a bound gives up
-    *share* of its bytes: least recently used first, saved first if it has a store, busy and leased spared. Once per
-    *cooldown*, and only if memory has grown since. Nothing ever waits for the resident size to fall.
+    *share* of its bytes: least recently used first, saved first if it has a store, busy and leased spared. At "warn" it
+    sheds at most once per *cooldown*, and only if memory has grown since. At "critical" it sheds again as soon as memory
+    has grown by what the last shedding freed. Nothing ever waits for the resident size to fall.
 
     Safe to use from any thread. In a forked child it goes on, with the child's own memory and a new trend.
 
@@ -177,7 +181,8 @@ class MemoryMonitor:
             allocator can hold back.
         critical: The same for "critical".
         interval: Seconds, or text such as ``"5s"``, between two readings. One takes half a millisecond.
-        cooldown: Seconds, or text, after one shedding before the next. 30: time for what was freed to be used again.
+        cooldown: Seconds, or text, after one shedding before the next at "warn". At "critical" growth alone decides,
+            because a burst within the cool-down would end the process. 30: time for what was freed to be used again.
         share: Part of the bytes of each registry that is given up. 0 leaves the registries alone.
         spare: Names of registries that are left alone.
         stall: Per cent of the last ten seconds that all tasks waited for memory, from which on it is "warn", if half
@@ -249,7 +254,8 @@ class MemoryMonitor:
         self._last: MemoryReading | None = None
         self._answered = MemoryLevel.NORMAL
         self._shed_at = -float("inf")
-        self._mark = 0.0
+        self._mark = 0.0  # the share at which memory was shed last
+        self._lowest = 0.0  # the lowest share read since
         self._stuck = False
         self.sheds = 0
         """Times that memory was shed."""
@@ -381,17 +387,31 @@ class MemoryMonitor:
         """Whether to shed now; who is told so has to."""
         with self._lock:
             cool = reading.at - self._shed_at >= self._cooldown
+            self._lowest = min(self._lowest, reading.share)
             if reading.level is MemoryLevel.NORMAL:
                 if cool:
                     self._answered, self._stuck = MemoryLevel.NORMAL, False
                 return False
             worse = _RANK[reading.level] > _RANK[self._answered]
-            if not worse and not (cool and reading.share > self._mark + _MARGIN):
+            grown = reading.share > self._mark + _MARGIN
+            if reading.level is MemoryLevel.CRITICAL:
+                ready = grown or self._is_used_up(reading)
+            else:
+                ready = cool and grown
+            if not worse and not ready:
                 return False
             if self._shedding.locked():  # asked by a callback that it has called itself, or by another thread
                 return False
-            self._answered, self._shed_at, self._mark = reading.level, reading.at, reading.share
+            self._answered, self._shed_at = reading.level, reading.at
+            self._mark = self._lowest = reading.share
             return True
+
+    def _is_used_up(self, reading: MemoryReading) -> bool:
+        """True if memory has grown by what the last shedding freed, above the lowest reading since."""
+        shed, limit = self.last_shed, reading.limit
+        if shed is None or limit is None or not shed.bytes:
+            return False
+        return reading.share - self._lowest >= max(shed.bytes / limit.size, _MARGIN)
 
     def _answer(self) -> None:
         try:

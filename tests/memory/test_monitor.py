@@ -374,7 +374,44 @@ def test_a_worse_level_does_not_wait_for_the_cool_down(machine: Any, watch: Memo
         watch.check()
         counts.append(watch.sheds)
 
-    assert [1, 2, 2, 2, 2] == counts
+    assert [1, 2, 2, 2, 3] == counts
+
+
+def test_at_critical_memory_that_grows_is_shed_within_the_cool_down(
+    machine: Any, watch: MemoryMonitor, clock: ManualClock
+) -> None:
+    """A burst that fills what was freed ends the process long before a cool-down has elapsed."""
+    counts = []
+    for machine.rss in (910, 915, 930, 935, 950, 950, 970):
+        clock.advance(0.01)
+        watch.check()
+        counts.append(watch.sheds)
+
+    assert [1, 1, 2, 2, 3, 3, 4] == counts
+
+
+def test_at_critical_the_freed_bytes_are_counted_from_the_lowest_reading(
+    machine: Any, watch: MemoryMonitor, clock: ManualClock
+) -> None:
+    """Where the allocator gives the freed memory back, the share falls first, and a burst brings it up again."""
+    held = Registry({n: bytes(MIB) for n in range(400)}, max_bytes="1GiB", name="attachments")
+    counts = []
+    for machine.rss in (990, 890, 980, 991):  # a quarter of 400 MiB is freed; 890 + 100 is reached at the end
+        clock.advance(0.01)
+        watch.check()
+        counts.append((watch.sheds, len(held)))
+
+    assert [(1, 300), (1, 300), (1, 300), (2, 225)] == counts
+
+
+def test_a_shedding_that_frees_nothing_is_not_repeated_by_noise(
+    machine: Any, watch: MemoryMonitor, clock: ManualClock, relieved: list[str]
+) -> None:
+    for machine.rss in (930, 905, 935, 902, 939):
+        clock.advance(0.01)
+        watch.check()
+
+    assert (1, 1) == (watch.sheds, len(relieved))
 
 
 def test_pressure_is_over_when_it_has_been_normal_for_the_cool_down(
@@ -779,7 +816,7 @@ if group == "addresses":
 else:
     open(group + "/cgroup.procs", "w").write("0")
 chats = Registry(maxsize=10**9, name="chats")
-monitor = MemoryMonitor(interval=0.01, cooldown=0.02)
+monitor = MemoryMonitor(interval=0.01)
 if how == "thread":
     monitor.start()
 pause = threading.Event()
