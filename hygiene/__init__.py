@@ -56,6 +56,8 @@ from hygiene.shared import ManagedLocal, SharedResource, managed_local, shared_r
 from hygiene.stores import SQLiteStore, Store, open_store
 from hygiene.writebehind import WriteBehind
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AsyncPool",
     "AsyncPoolLease",

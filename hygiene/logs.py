@@ -2,12 +2,16 @@
 
 Each line is one event, and carries its name as ``event_name``. (Not ``event``: that is where structlog keeps the text.)
 What can fail in a loop says ``of=`` whom it speaks: such a line comes once a minute for each of them.
+
+The logger has no handler of its own, not even a `logging.NullHandler`: so Python prints warnings to stderr in a program
+that has not configured logging, and a mistake does not stay silent.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 import traceback
@@ -16,8 +20,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hygiene.errors import HOOK_ERRORS
+from hygiene.text import printable
 
-__all__ = ["Log", "Repeats", "logger"]
+__all__ = ["LastResort", "Log", "Repeats", "logger"]
 
 
 class Repeats(logging.Filter):
@@ -77,24 +82,57 @@ class _Said:
         self.suppressed = 0
 
 
-class _LastWords(logging.NullHandler):
+class LastResort(logging.Filter):
     """
-    Where nobody has set up logging: silence, as behoves a library, but for how the process ends.
+    Prepares what reaches a person in a program that has not configured logging.
 
-    What a shutdown could not do is of no use to anybody later: it goes to stderr, as without a handler it would.
+    While neither the logger nor a parent has a handler, Python's last-resort handler prints warnings and errors to
+    stderr, as bare text. There, each line begins with ``hygiene:``, so that a reader knows its origin, and an event is
+    printed at most once in *interval* for each object. Where a handler is configured, records pass unchanged.
+
+    Takes no lock, like `Repeats`.
+
+    Args:
+        interval: Seconds. 60: as for `Repeats`.
+        timer: Returns monotonic seconds.
     """
 
-    def handle(self, record: logging.LogRecord) -> bool:
-        name = str(getattr(record, "event_name", ""))
-        last = logging.lastResort
-        if name.startswith(("cleanup.", "shutdown.")) and last is not None and record.levelno >= last.level:
-            here: logging.Logger | None = _target
-            while here is not None:
-                if any(handler is not self for handler in here.handlers):
-                    return False
-                here = here.parent if here.propagate else None
-            last.handle(record)
-        return False
+    def __init__(self, interval: float = 60.0, timer: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._interval = interval
+        self._timer = timer
+        self._printed: dict[tuple[str, ...], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether *record* is logged."""
+        if record.levelno < logging.WARNING or _target.hasHandlers():
+            return True
+        now = self._timer()
+        args = record.args if isinstance(record.args, tuple) else ()
+        # Numbers change with each repetition; names do not.
+        key = (str(getattr(record, "event_name", record.msg)), *(arg for arg in args if isinstance(arg, str)))
+        if now < self._printed.get(key, now):
+            return False
+        if len(self._printed) >= _REMEMBERED:
+            self._printed = {known: until for known, until in list(self._printed.items()) if now < until}
+        if len(self._printed) < _REMEMBERED:
+            self._printed[key] = now + self._interval
+        record.msg, record.args = f"hygiene: {record.getMessage()}", ()
+        return True
+
+
+def _safe(arg: object) -> object:
+    """*arg* without control characters: names and errors may hold text that other people chose."""
+    if isinstance(arg, str):
+        return printable(arg)
+    if isinstance(arg, (BaseException, os.PathLike)):
+        text = str(arg)
+        safe = printable(text, lines=True)
+        return arg if safe == text else safe
+    return arg
+
+
+_REMEMBERED = 1_000  # events that were printed within the interval; beyond that, more are printed, not fewer
 
 
 class Log:
@@ -140,7 +178,8 @@ class Log:
 
     def _say(self, level: int, text: str, args: tuple[object, ...], options: dict[str, Any]) -> None:
         try:
-            self._target.log(level, text, *args, stacklevel=3, **options)
+            if self._target.isEnabledFor(level):
+                self._target.log(level, text, *map(_safe, args), stacklevel=3, **options)
         except HOOK_ERRORS:  # a handler that ends the program at an error would end a thread of ours instead
             self._lost(text)
 
@@ -151,10 +190,9 @@ class Log:
 
 
 _target = logging.getLogger("hygiene")
-# It outlives the module: who reloads the library, or has two copies of it, has one of each all the same. Two handlers
-# would each leave the last words to the other; the second filter would call what the first counted zero.
-if not any(type(handler).__module__ == __name__ for handler in _target.handlers):
-    _target.addHandler(_LastWords())
+# The logger outlives the module. A program that reloads the library, or has two copies of it, has one filter of each
+# kind all the same: a second one would count what the first suppressed as nothing.
 if not any(type(known).__module__ == __name__ for known in _target.filters):
     _target.addFilter(Repeats())
+    _target.addFilter(LastResort())
 logger = Log(_target)

@@ -7,6 +7,7 @@ dependencies (the extra ``cli``) are missing.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the command's name; ``None`` for those of this process.
 
     Returns:
-        The exit code: 0 done, 1 stopped by the user, 2 something in what was given must be mended.
+        The exit code: 0 done, 1 stopped by the user or by a full disk, 2 something in what was given must be mended.
 
     Raises:
         SystemExit: A script under ``run`` asked for it, or the command ended in another way.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["run"]:
+    if arguments[:1] in (["--version"], ["-V"]):
+        arguments = ["--version"]
+    elif arguments[:1] == ["run"]:
         # Not through typer: the script's own options are none of its business, and the script's process must not carry
         # the memory of a command line that it never uses.
         from hygiene.cli.run import main as run
@@ -40,6 +43,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hygiene.cli.watch import main as watch
 
         return watch(arguments[1:])
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only shows the rest as escapes
+    try:
+        status = _version() if arguments == ["--version"] else _call(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return _give_up_output(1)
+    except OSError as error:
+        if sys.stderr is not None:
+            print(f"hygiene: error: cannot write the output: {error.strerror}.", file=sys.stderr)
+        return _give_up_output(1)
+    return status
+
+
+def _version() -> int:
+    import platform
+
+    import hygiene
+
+    kernel = "compiled kernel" if hygiene.compiled else "kernel in Python"
+    print(f"hygiene {hygiene.__version__} ({kernel}, Python {platform.python_version()})")
+    return 0
+
+
+def _give_up_output(status: int) -> int:
+    """Discard the rest of the output, which Python would write again, and complain about, when it exits."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (AttributeError, OSError, ValueError):  # there is no file behind it
+        pass
+    return status
+
+
+def _call(arguments: list[str]) -> int:
     try:
         from hygiene.cli.app import app
     except ModuleNotFoundError as missing:
@@ -51,4 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    sys.exit(app(args=arguments, prog_name="hygiene"))
+    try:
+        app(args=arguments, prog_name="hygiene")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 0 if done.code is None else 1
+    return 0

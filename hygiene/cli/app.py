@@ -25,6 +25,7 @@ from hygiene.cli.run import USAGE
 from hygiene.cli.run import main as run_script
 from hygiene.cli.watch import USAGE as WATCH_USAGE
 from hygiene.cli.watch import main as watch_program
+from hygiene.text import json_printable, plural, printable
 from hygiene.units import seconds
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def size(
             task = progress.add_task("reading", total=1.0)
             sizing = sizes.choose(log, lambda done: progress.update(task, completed=done))
         if as_json:
-            print(msgspec.json.encode(sizing).decode())
+            _print_json(sizing)
         else:
             _print_sizing(sizing)
         _print_skipped(sizing)
@@ -137,14 +138,14 @@ def inspect(
         found = contents.look(store, space, limit)
         exported = None if export is None else contents.export(store, export, space)
         if as_json:
-            print(msgspec.json.encode(found).decode())
+            _print_json(found)
         else:
             _print_contents(found)
         if exported is None:
             return
-        print(f"{exported.entries:,} entries: {export}", file=sys.stderr)
+        _print_error(f"{plural(exported.entries, 'entry', 'entries')}: {export}")
         for why in exported.left_out:
-            print(f"  {why}", file=sys.stderr)
+            _print_error(f"  {why}")
         if exported.left_out:
             raise InputError(
                 f"wanted every entry in '{export}', found {len(exported.left_out):,} that could not be written. "
@@ -201,8 +202,21 @@ def _told() -> Iterator[None]:
     try:
         yield
     except InputError as problem:
-        print(f"hygiene: {problem}", file=sys.stderr)
+        _print_error(f"hygiene: {problem}")
         raise typer.Exit(2) from None
+
+
+def _print_error(text: str) -> None:
+    print(printable(text, lines=True), file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
+    print(json_printable(msgspec.json.encode(value).decode()))
+
+
+def _cell(text: str) -> str:
+    """Text from a store, a log or a file name, for a table or a line of rich: neither markup nor control characters."""
+    return escape(printable(text))
 
 
 def _idle(text: str | None) -> float | None:
@@ -262,12 +276,12 @@ def _show(comparison: Comparison, *, as_json: bool, html: str | None, source: st
 
         Path(html).write_text(page(comparison, rows, source, _said(comparison)[1:]), encoding="utf-8")
     if as_json:
-        print(msgspec.json.encode(comparison).decode())
+        _print_json(comparison)
     else:
         _print_comparison(comparison, rows, source)
     _print_skipped(comparison)
     if html is not None:
-        print(f"Both memory curves: {html}", file=sys.stderr)
+        _print_error(f"Both memory curves: {html}")
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, str, str]]:
@@ -314,22 +328,22 @@ def _print_decorator(maxsize: int, idle: float | None, history: int | None = Non
         limits.append(f"values=partial(History, maxlen={history})")
         print("  from functools import partial")
     if store is not None:
-        limits.append(f'store="{store}"')
+        limits.append(f'store="{printable(store)}"')
     print(f"  from hygiene import {'History, ' if history is not None else ''}bounded_registry\n")
     print(f'  @bounded_registry("conversations", {", ".join(limits)})')
 
 
 def _print_comparison(comparison: Comparison, rows: list[tuple[str, str, str]], source: str) -> None:
-    table = Table(title=f"{comparison.messages:,} messages: {escape(source)}", title_justify="left")
-    table.add_column("")
-    table.add_column("as it is", justify="right", style="red")
-    table.add_column("bounded", justify="right", style="green")
+    table = Table(title=f"{plural(comparison.messages, 'message')}: {_cell(source)}", title_justify="left")
+    table.add_column("", overflow="fold")
+    table.add_column("as it is", justify="right", style="red", overflow="fold")
+    table.add_column("bounded", justify="right", style="green", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console()
     console.print(table)
     for line in (*_said(comparison), "To copy, above the class:"):
-        console.print(line, highlight=False, markup=False)
+        console.print(printable(line), highlight=False, markup=False)
     kept = comparison.kept
     _print_decorator(
         comparison.maxsize, comparison.idle, comparison.history, kept.address if kept is not None else None
@@ -360,7 +374,7 @@ def _said(comparison: Comparison) -> list[str]:
             f"Nothing is lost: {kept.sentence}",
         ]
     more = (bounded.seconds - plain.seconds) / max(comparison.messages, 1) * 1e6
-    if more > 0:
+    if more >= 0.5:  # noqa: PLR2004 - what is shown is at least 1
         said.append(f"And {more:,.0f} µs of time for each message.")
     if isinstance(comparison, Demonstration):
         said.append(f"With a store, kill -9 in the middle: a bot was {comparison.killed.sentence}")
@@ -373,34 +387,39 @@ def _mib(size: int) -> str:
 
 def _print_skipped(reading: Comparison | sizes.Sizing) -> None:
     if reading.skipped:
-        print(f"{reading.skipped:,} of {reading.lines:,} lines could not be used and were left out:", file=sys.stderr)
+        were = "line could not be used and was" if reading.skipped == 1 else "lines could not be used and were"
+        _print_error(f"{reading.skipped:,} of {reading.lines:,} {were} left out:")
         for broken in reading.first_skipped:
-            print(f"  line {broken.line}: {broken.why}", file=sys.stderr)
+            _print_error(f"  line {broken.line}: {broken.why}")
         if reading.skipped > len(reading.first_skipped):
-            print(f"  ... and {reading.skipped - len(reading.first_skipped):,} more", file=sys.stderr)
+            _print_error(f"  ... and {reading.skipped - len(reading.first_skipped):,} more")
     if reading.out_of_order:
-        late = f"{reading.out_of_order:,} messages were older than one before them and counted as just as late."
-        print(late, file=sys.stderr)
+        were = "message was" if reading.out_of_order == 1 else "messages were"
+        _print_error(f"{reading.out_of_order:,} {were} older than one before and counted as just as late.")
 
 
 _SHOWN_IDLES = 5
+_OTHER_COLUMNS = 34  # characters that maxsize, memory and the ratio without an idle limit take
+_IDLE_COLUMN = 8
 
 
 def _print_sizing(sizing: sizes.Sizing) -> None:
     console = Console()
     best = sizing.recommended
-    idles = _shown({choice.idle for choice in sizing.choices if choice.idle is not None}, best.idle)
+    most = min(_SHOWN_IDLES, max(console.width - _OTHER_COLUMNS, 0) // _IDLE_COLUMN)
+    idles = _shown({choice.idle for choice in sizing.choices if choice.idle is not None}, best.idle, most)
     console.print(
-        f"{sizing.accesses:,} accesses, {sizing.keys:,} keys: at best {sizing.best_hit_ratio:.1%} can hit, "
-        "because the first access to a key never does.",
+        f"{plural(sizing.accesses, 'access', 'accesses')}, {plural(sizing.keys, 'key')}: "
+        f"at best {sizing.best_hit_ratio:.1%} can hit, because the first access to a key never does.",
         highlight=False,
     )
     table = Table(title="Hit ratio" + (", by idle limit" if idles else ""), title_justify="left")
-    table.add_column("maxsize", justify="right")
-    table.add_column("memory", justify="right")
-    table.add_column("no idle" if idles else "hit ratio", justify="right")
+    # Without "fold", a cell that does not fit ends in a character that an ASCII terminal does not have.
+    table.add_column("maxsize", justify="right", overflow="fold")
+    table.add_column("memory", justify="right", overflow="fold")
+    table.add_column("no idle" if idles else "hit ratio", justify="right", overflow="fold")
     for idle in idles:
-        table.add_column(sizes.duration(idle), justify="right")
+        table.add_column(sizes.duration(idle), justify="right", overflow="fold")
     ratios = {(choice.maxsize, choice.idle): choice for choice in sizing.choices}
     for maxsize in sorted({choice.maxsize for choice in sizing.choices}):
         row = [ratios[maxsize, idle] for idle in (None, *idles)]
@@ -415,7 +434,7 @@ def _print_sizing(sizing: sizes.Sizing) -> None:
         console.print("The log has no time, so nothing can be said about idle limits.", highlight=False)
     limits = f"maxsize={best.maxsize}" + (f', idle="{sizes.duration(best.idle)}"' if best.idle is not None else "")
     console.print(
-        f"Recommended: {limits}: {best.hit_ratio:.1%} hits with at most {best.most_held:,} entries, "
+        f"Recommended: {limits}: {best.hit_ratio:.1%} hits with at most {plural(best.most_held, 'entry', 'entries')}, "
         f"{_amount(best.memory)}.",
         highlight=False,
     )
@@ -433,7 +452,7 @@ def _about(span: float) -> str:
 
 
 def _size(size: int) -> str:
-    return _amount(size) if size >= 2**10 else f"{size} bytes"
+    return _amount(size) if size >= 2**10 else plural(size, "byte")
 
 
 def _print_contents(found: Contents) -> None:
@@ -441,20 +460,20 @@ def _print_contents(found: Contents) -> None:
 
     console = Console()
     now = time.time()
-    sums = Table(title=escape(found.store), title_justify="left")
+    sums = Table(title=_cell(found.store), title_justify="left")
     for name in ("space", "entries", "items", "size"):
-        sums.add_column(name, justify="left" if name == "space" else "right")
+        sums.add_column(name, justify="left" if name == "space" else "right", overflow="fold")
     for space in found.spaces:
-        sums.add_row(escape(space.name), f"{space.entries:,}", f"{space.items:,}", _size(space.bytes))
+        sums.add_row(_cell(space.name), f"{space.entries:,}", f"{space.items:,}", _size(space.bytes))
     console.print(sums)
     if found.entries:
         table = Table(title="The largest", title_justify="left")
         for name in ("space", "key", "kind", "items", "size", "saved", "expires"):
-            table.add_column(name, justify="left" if name in {"space", "key", "kind"} else "right")
+            table.add_column(name, justify="left" if name in {"space", "key", "kind"} else "right", overflow="fold")
         for entry in found.entries:
             table.add_row(
-                escape(entry.space),
-                escape(shown(restored(entry.key))),
+                _cell(entry.space),
+                _cell(shown(restored(entry.key))),
                 entry.kind,
                 f"{entry.items:,}",
                 _size(entry.bytes),
@@ -468,23 +487,27 @@ def _print_contents(found: Contents) -> None:
         whose = "of nobody known" if row.space is None else f"of {shown(restored(row.key))} in {row.space!r}"
         item = "" if row.sequence is None else f", item {row.sequence}"
         when = _about(max(0.0, now - row.found_at))
-        console.print(f"  {row.problem}: {row.bytes:,} bytes {escape(whose)}{item}, {when} ago", highlight=False)
+        console.print(
+            f"  {_cell(row.problem)}: {plural(row.bytes, 'byte')} {_cell(whose)}{item}, {when} ago", highlight=False
+        )
     if found.damaged:
         told = f"Damaged, and not in quarantine yet: {len(found.damaged):,}. A program that opens the store sees to it."
         console.print(told, style="red", highlight=False)
         for line in found.damaged[:_SHOWN_ROWS]:
-            console.print(f"  {escape(line)}", highlight=False)
+            console.print(f"  {_cell(line)}", highlight=False)
 
 
 _SHOWN_ROWS = 5
 
 
-def _shown(idles: set[float], recommended: float | None) -> list[float]:
-    """As many limits as fit beside each other: evenly spread, the recommended one among them."""
+def _shown(idles: set[float], recommended: float | None, most: int) -> list[float]:
+    """At most *most* limits, which fit on the screen: evenly spread, the recommended one among them."""
     every = sorted(idles)
-    if len(every) <= _SHOWN_IDLES:
+    if len(every) <= most:
         return every
-    spread = {every[round(index * (len(every) - 1) / (_SHOWN_IDLES - 2))] for index in range(_SHOWN_IDLES - 1)}
+    if most <= 2:  # noqa: PLR2004 - too few to spread
+        return [] if recommended is None or not most else [recommended]
+    spread = {every[round(index * (len(every) - 1) / (most - 2))] for index in range(most - 1)}
     return sorted(spread | ({recommended} if recommended is not None else {every[len(every) // 2]}))
 
 

@@ -108,6 +108,8 @@ def opened(address: str, codec: str = "msgpack") -> Iterator[Store]:
     """
     if ":" not in address or os.path.exists(address):  # noqa: PTH110 - a Path raises where a name cannot be one
         address = f"sqlite:{address}"
+    if address.lower().startswith("sqlite:"):
+        _check_is_database(address[len("sqlite:") :])
     options = {"read_only": True} if address.partition(":")[0].lower() == "sqlite" else {}
     try:
         store = open_store(address, codec=codec, **options)
@@ -118,6 +120,25 @@ def opened(address: str, codec: str = "msgpack") -> Iterator[Store]:
             yield store
         except StoreError as problem:
             raise InputError(str(problem)) from problem
+
+
+def _check_is_database(path: str) -> None:
+    """
+    Refuse a file that cannot be a store before the store refuses it.
+
+    A program that opens its own store is advised to restore or delete a truncated file. Here, a person may have named
+    any file of theirs, and must not be advised to delete it.
+    """
+    if os.path.isdir(path):  # noqa: PTH112 - a Path raises where a name cannot be one
+        raise InputError(f"'{path}' is a folder. Name the file of a store")
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - as above
+            beginning = file.read(16)
+    except (OSError, ValueError):
+        return  # the store says why
+    if beginning != b"SQLite format 3\x00":
+        found = "not a SQLite database" if beginning else "empty"
+        raise InputError(f"'{path}' is {found}, so it is not a store. Name the file of a store")
 
 
 def look(store: Store, space: str | None = None, limit: int = 20) -> Contents:

@@ -25,6 +25,8 @@ TIME_FIELDS = ("ts", "time", "timestamp", "date", "created_at")
 TEXT_FIELDS = ("text", "content", "message", "body")
 _LATEST = 1e11
 """Seconds since 1970 stay below this until the year 5138: a larger number counts milliseconds, or smaller units."""
+LONGEST_LINE = 16 * 2**20
+"""Bytes of a line that are read. A longer line is skipped: a small compressed file may hold gigabytes in one."""
 NAMED_LINES = 5
 """How many broken lines are named: enough to see the pattern, few enough to read."""
 
@@ -132,23 +134,35 @@ class Log:
     def _looks_like_a_trace(self) -> bool:
         with self.path.open("rb") as raw:
             try:
-                beginnings = [line.lstrip(b"\xef\xbb\xbf \t")[:1] for line in self._head(raw) if line.strip()]
+                head = [line for line in self._head(raw) if line.strip()]
             except (EOFError, zlib.error):
                 return False
         # One object among the first lines makes it a log, so that a log with a broken first line stays one.
-        return bool(beginnings) and b"{" not in beginnings
+        if not head or any(line.lstrip(b"\xef\xbb\xbf \t")[:1] == b"{" for line in head):
+            return False
+        if (other := _other_format(head)) is not None:
+            raise InputError(
+                f"'{self.path}' is {other}. Give a log of messages (JSON lines), or a trace with one key a line"
+            )
+        return True
 
     def _head(self, raw: IO[bytes]) -> list[bytes]:
         stream = gzip.GzipFile(fileobj=raw) if self._compressed else raw
         return stream.read(65_536).splitlines()[:20]
 
     def _lines(self, raw: IO[bytes]) -> Iterator[bytes]:
-        lines = iter(cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if self._compressed else raw)
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if self._compressed else raw
         while True:
             try:
-                line = next(lines)
-            except StopIteration:
-                return
+                line = stream.readline(LONGEST_LINE)
+                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                    while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                        pass
+                    self.lines += 1
+                    self._skip(f"longer than {LONGEST_LINE >> 20} MiB")
+                    continue
+                if not line:
+                    return
             except (EOFError, OSError, zlib.error) as problem:
                 # A log that was copied while it was being written ends in the middle: what came before is good.
                 self.lines += 1
@@ -231,6 +245,19 @@ class Log:
             f"wanted messages with the field {self.key!r}, {summary}. Fields there: {fields}. "
             "Name the one that tells conversations apart with --key"
         )
+
+
+def _other_format(head: list[bytes]) -> str | None:
+    """What the first lines of a file are, if they are no keys of a trace; ``None`` if they may be."""
+    if any(byte < 9 or 13 < byte < 32 for line in head for byte in line):  # noqa: PLR2004 - control characters
+        return "a binary file"
+    for separator, name in ((b",", "comma"), (b"\t", "tab"), (b";", "semicolon")):
+        columns = {line.count(separator) for line in head}
+        if len(head) > 1 and len(columns) == 1 and columns != {0}:
+            return f"a table with {name}-separated columns"
+    if sum(len(line.split()) > 2 for line in head) * 2 > len(head):  # noqa: PLR2004 - more than a name and a surname
+        return "a text with several words in a line"
+    return None
 
 
 class _Unusable(Exception):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from hygiene.cli.logs import InputError
 from hygiene.errors import HygieneError
 from hygiene.guards import Guard, load_guards
+from hygiene.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         guards = _load_guards(config)
         code, facts = found or _find_module(rest[0])
     except InputError as problem:
-        print(f"hygiene: {problem}", file=sys.stderr)
+        print(f"hygiene: {printable(str(problem), lines=True)}", file=sys.stderr)
         return 2
     _describe(main_module, facts)
     # At the very end, when its threads have ended, too: until then a module may still be imported.
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         if not _comes_from_a_guard(problem):
             raise
         atexit.unregister(_tell_waiting)
-        print(f"hygiene: {problem}", file=sys.stderr)
+        print(f"hygiene: {printable(str(problem), lines=True)}", file=sys.stderr)
         return 2
     return 0
 
@@ -97,7 +98,8 @@ def _tell_waiting(guards: list[Guard]) -> None:
     for guard in guards:
         if not guard.applied:
             what = f"{', '.join(guard.attributes)} of {guard.target}"
-            print(f"hygiene: wanted to bound {what}, found that nothing of that name came up", file=sys.stderr)
+            text = f"hygiene: wanted to bound {what}, found that nothing of that name came up"
+            print(printable(text), file=sys.stderr)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[str | None, bool, list[str]]:

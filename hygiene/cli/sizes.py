@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hygiene.cli.distances import ReuseProfile
+from hygiene.cli.logs import InputError
+from hygiene.text import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +101,7 @@ def choose(log: Log, tell: Callable[[float], None] = lambda progress: None) -> S
         tell: Called with the progress, from 0 to 1, every few thousand accesses.
 
     Raises:
-        InputError: No line of the log can be used.
+        InputError: No line of the log can be used, or no key of a trace occurs twice.
     """
     profile = ReuseProfile(IDLES)
     content = key_bytes = 0
@@ -115,6 +117,11 @@ def choose(log: Log, tell: Callable[[float], None] = lambda progress: None) -> S
         content += sys.getsizeof(text) + _ITEM_BYTES
         if not log.messages % _TELL_EVERY:
             tell(log.progress)
+    if log.is_trace and profile.keys == profile.accesses:  # any file of lines may look like a trace
+        raise InputError(
+            f"No key occurs twice in the {plural(log.lines, 'line')} of '{log.path}', so every limit has the same hit "
+            "ratio: 0. Give a log in which users come back, or a trace with one key a line"
+        )
     entry = _ENTRY_BYTES + key_bytes / profile.keys
     if log.is_trace:
         measured = "the registry's own bytes and the keys; a trace does not tell what the values take"

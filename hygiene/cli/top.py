@@ -20,6 +20,7 @@ from rich.text import Text
 from hygiene.cli.logs import InputError
 from hygiene.exposing import TRIMMING, Frame, Request, Trimmed, ask, exposed
 from hygiene.reporting import PoolReport, RegistryReport, Report, WriteBehindReport, _registry_name, _size, _span
+from hygiene.text import printable
 
 __all__ = ["View", "main", "sparkline"]
 
@@ -255,7 +256,7 @@ class View:
                 cells.append("-" if not rate else f"{rate:,.1f}")
             cells.append(f"{stats.leased:,}" if stats.leased else "-")
             if wide:
-                cells.append(Text(_end(one.store or "-", 24)))
+                cells.append(Text(_end(_clean(one.store or "-"), 24)))
             marked = self._live and chosen is not None and number == chosen[1]
             table.add_row(*cells, style="reverse" if marked else None)
         if not rows:
@@ -293,7 +294,7 @@ class View:
         table.columns[1].max_width = 16
         rows: list[tuple[str, WriteBehindReport | None, str]] = []
         for store in report.stores:
-            name = _end(store.address, max(width - 56, 14))
+            name = _end(_clean(store.address), max(width - 56, 14))
             found = [one for one in report.writers if one.store == store.address]
             state = "closed" if store.closed else "open"
             rows += [(name, one, state) for one in found] or [(name, None, state)]
@@ -389,8 +390,8 @@ def _end(text: str, most: int) -> str:
 
 
 def _clean(text: str) -> str:
-    """*text* without what a terminal would obey: names come from another process."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """Return *text* without the characters that would change the terminal: names come from another process."""
+    return printable(text)
 
 
 # The command
@@ -499,7 +500,7 @@ def _watch(console: Console, path: str, frame: Frame, every: float) -> None:
             except (OSError, ValueError) as problem:
                 view.trouble = f"no answer: {problem}"
     if ended:
-        print(f"hygiene: {ended}", file=sys.stderr)
+        print(f"hygiene: {printable(str(ended), lines=True)}", file=sys.stderr)
 
 
 def _trim(view: View, path: str) -> None:

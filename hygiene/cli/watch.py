@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hygiene.cli.logs import InputError
 from hygiene.cli.run import _describe, _enter, _find_module, _find_script
 from hygiene.memory.growth import GrowthWatch
+from hygiene.text import per_time, plural, printable
 from hygiene.units import seconds
 
 if TYPE_CHECKING:
@@ -85,23 +86,26 @@ class _Reporter:
         os.kill(os.getpid(), number)  # whoever started us shall see that it was the signal
 
     def finish(self) -> None:
-        """Tell what grew up to the last reading. Another one would find the variables of the program gone."""
+        """Report the containers that grew, with their sizes at the exit of the program."""
         if self._over.is_set() or os.getpid() != self._pid:
             return
         self._over.set()
-        growers, readings = self._growth.growers(), self._growth.readings
-        self._growth.close()
+        growers = self._growth.finish()
+        readings = self._growth.readings
         if growers:
             said = _told(growers)
         elif readings < _ENOUGH:
-            said = f"no more than {readings} readings were taken: too few to tell what grows.\n"
+            taken = f"{plural(readings, 'reading')} {'was' if readings == 1 else 'were'} taken"
+            said = f"no more than {taken}: too few to tell what grows.\n"
         else:
             said = f"nothing kept growing in {readings:,} readings.\n"
         self._print(f"at the end, {said}")
 
     def _print(self, text: str) -> None:
         try:
-            sys.stderr.write(f"hygiene: {text}")  # in one piece, because the program writes there, too
+            sys.stderr.write(
+                f"hygiene: {printable(text, lines=True)}"
+            )  # in one piece, because the program writes there, too
             sys.stderr.flush()
         except (AttributeError, OSError, ValueError):
             self._over.set()  # the program has closed it
@@ -113,7 +117,7 @@ _ENOUGH = 6
 def _told(growers: list[Grower]) -> str:
     many = "1 container grows" if len(growers) == 1 else f"{len(growers)} containers grow, the fastest first"
     lines = [
-        f"  {grower.path}: {grower.size:,} items, {grower.rate:+,.3g} a second\n      {grower.suggestion}\n"
+        f"  {grower.path}: {plural(grower.size, 'item')}, {per_time(grower.rate)}\n      {grower.suggestion}\n"
         for grower in growers[:_TOP]
     ]
     return f"{many}:\n{''.join(lines)}"
@@ -139,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.modules["__main__"] = main_module
         code, facts = found or _find_module(rest[0])
     except InputError as problem:
-        print(f"hygiene: {problem}", file=sys.stderr)
+        print(f"hygiene: {printable(str(problem), lines=True)}", file=sys.stderr)
         return 2
     _describe(main_module, facts)
     _Reporter(_Widening() if interval is None else GrowthWatch(interval), every)

@@ -51,6 +51,7 @@ from hygiene.history import History
 from hygiene.janitor import janitor, survive_fork
 from hygiene.logs import logger
 from hygiene.registry import Registry
+from hygiene.text import per_time, plural
 from hygiene.units import Duration, seconds
 
 __all__ = ["Grower", "GrowthWatch", "watch_growth"]
@@ -369,15 +370,15 @@ class _Walk:
             label = "" if ident == main else "thread "
             self._frontier.append((functools.partial(_thread_frame, ident), _Node(label, _NOWHERE), _THREAD, 0))
         yield
-        loops = weakref.WeakSet[Any]()
+        loops: dict[int, weakref.ref[Any]] = {}  # by identity: a loop may be a class with a hash of its own
         if _TASKS_BY_LOOP:
             for ident in list(sys._current_frames()):
                 for loop in _loops_of(ident):
                     with contextlib.suppress(TypeError):  # of a class with slots, which takes no weak references
-                        loops.add(loop)
+                        loops[id(loop)] = weakref.ref(loop)
                     del loop  # or this generator would keep it until the next slice
                 yield
-        for reference in _tasks(loops):
+        for reference in _tasks([loop for each in loops.values() if (loop := each()) is not None]):
             running = _running(reference())
             if running is not None:
                 name, coroutine = running
@@ -476,7 +477,7 @@ class _Walk:
         size = _LENGTHS[kind](value)
         if id(value) in self._seen or len(self._seen) >= _VISITS:
             return False
-        if (size == 0 and type(value) in _PLAIN) or (kind == _TUPLE and not gc.is_tracked(value)):
+        if (size == 0 and id(type(value)) in _PLAIN) or (kind == _TUPLE and not gc.is_tracked(value)):
             return False  # nothing in it but atoms: so the collector has found
         self._seen.add(id(value))
         self._allowance -= 1
@@ -504,7 +505,7 @@ class _Walk:
         items = _sampled(value, kind, size)
         self._allowance -= len(items) >> 3  # to look at an atom is cheap
         if found is not None and items:
-            found.calls = type(items[0]) in _CALLABLES
+            found.calls = id(type(items[0])) in _CALLABLES
         if kind == _TUPLE and size <= _RECORD:
             for position, item in enumerate(items):
                 if _KINDS.get(id(type(item))) != _ATOM:
@@ -609,7 +610,7 @@ class _Walk:
             for name, value in _locals_of(frame):
                 holder = _Holder("local", "", label, name)
                 yield value, _Node(f"{label}: {name}", holder, 0, node.weight, node.plural)
-        if type(inner) in _SUSPENDABLE:
+        if id(type(inner)) in _SUSPENDABLE:
             label = f"{label}: {inner.__name__}" if label.startswith("task ") else ""
             yield inner, node._replace(label=label)
 
@@ -655,8 +656,11 @@ class _Walk:
         if type(own) is dict:
             named = [(name, part) for name, part in list(own.items()) if type(name) is str]
             if len(named) > 4 * _SAMPLE:
-                holder = _Holder("attribute", shape.module, shape.name, "__dict__")
-                self._record(own, _DICT, len(named), node._replace(label=f"{node.label}.__dict__", holder=holder))
+                # A large object is visited in several slices, and its dict may be reached by another path as well.
+                if id(own) not in self._seen:
+                    self._seen.add(id(own))
+                    holder = _Holder("attribute", shape.module, shape.name, "__dict__")
+                    self._record(own, _DICT, len(named), node._replace(label=f"{node.label}.__dict__", holder=holder))
                 named = named[: 4 * _SAMPLE]
         for name, get in shape.slots:
             with contextlib.suppress(AttributeError):  # not assigned yet
@@ -681,9 +685,10 @@ class _Walk:
         return None
 
 
-_PLAIN = frozenset({dict, list, set, deque, tuple, frozenset})
-_CALLABLES = frozenset({types.FunctionType, types.MethodType, functools.partial})
-_SUSPENDABLE = frozenset({types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType})
+# By identity, as above: a class whose metaclass defines ``__eq__`` may have no hash at all.
+_PLAIN = frozenset(map(id, (dict, list, set, deque, tuple, frozenset)))
+_CALLABLES = frozenset(map(id, (types.FunctionType, types.MethodType, functools.partial)))
+_SUSPENDABLE = frozenset(map(id, (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)))
 _OUR_FILES = frozenset({__file__})
 # They fill up with what the program imports and shows, and no more.
 _WARM = frozenset({("sys", "modules"), ("sys", "path_importer_cache"), ("linecache", "cache"), ("tokenize", "cache")})
@@ -746,7 +751,7 @@ def _running(task: Any) -> tuple[str, Any] | None:
         return None
     base = sys.modules["asyncio.tasks"].Task
     coroutine = base.get_coro(task)
-    return (base.get_name(task), coroutine) if type(coroutine) in _SUSPENDABLE and not base.done(task) else None
+    return (base.get_name(task), coroutine) if id(type(coroutine)) in _SUSPENDABLE and not base.done(task) else None
 
 
 def _is_task(cls: Any) -> bool:
@@ -922,6 +927,19 @@ class _Site:
         """Items a second since it began to grow, all its instances together."""
         return (self.last - self.base) * self.found.count / max(self.moment - self.base_moment, 1e-9)
 
+    def grower(self, path: str) -> Grower:
+        """The site at *path* as it is reported."""
+        found = self.found
+        instances = max(round(found.count), 1)
+        return Grower(
+            path=f"{path} (over {instances:,} instances)" if instances > 1 else path,
+            size=round(found.total),
+            rate=self.rate,
+            suggestion=_suggestion(path, self),
+            kind=_NAMES[found.kind],
+            instances=instances,
+        )
+
 
 # Readings without growth after which a site is quiet, and after which its growth is over.
 _PAUSE = 4
@@ -949,7 +967,7 @@ class Grower:
     """How many of them there are; an estimate."""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.size:,} items, {self.rate:+,.2g} a second; {self.suggestion}"
+        return f"{self.path}: {plural(self.size, 'item')}, {per_time(self.rate)}; {self.suggestion}"
 
 
 class GrowthWatch:
@@ -1018,6 +1036,33 @@ class GrowthWatch:
             moment = self._timer() if now is None else now
             while not self._slice(walk, moment):
                 pass
+            return self.growers()
+
+    def finish(self, timeout: Duration = 2.0) -> list[Grower]:
+        """
+        Take a last reading in this thread, close, and return the `growers` with their sizes as they are now.
+
+        A container that an earlier reading named is still named, with its last size, if this reading no longer finds
+        it: at the exit of a program the variables of its functions are gone, and some programs clear their containers.
+
+        Args:
+            timeout: Seconds, or text, after which the reading is given up and the last complete one counts. 2: a walk
+                over a million objects takes less.
+        """
+        limit = time.perf_counter() + seconds(timeout, "timeout")
+        with self._lock:
+            if self._closed:
+                return self.growers()
+            before = {path: site.grower(path) for path, site in self._sites.items() if site.growing}
+            walk = self._walk = _Walk(libraries=False)
+            self._notes = None
+            moment = self._timer()
+            while not (done := self._slice(walk, moment)) and time.perf_counter() < limit:
+                pass
+            if done:
+                now = {path: site.grower(path) for path, site in self._sites.items() if site.growing}
+                self._growers = _fastest_first({**before, **now}.values())
+            self.close()
             return self.growers()
 
     def close(self) -> None:
@@ -1092,20 +1137,24 @@ class GrowthWatch:
                 site.read(found)
             sites[path] = site
             if site.growing:
-                growing.append(_grower(path, site))
+                growing.append(site.grower(path))
             if place % _SITES_AT_ONCE == 0:
                 yield
         for path, site in known.items() if not walk.libraries else ():
             if site.found.library and path not in sites:
                 sites[path] = site
                 if site.growing:
-                    growing.append(_grower(path, site))
+                    growing.append(site.grower(path))
         self._note(sites, growing)
 
     def _note(self, sites: dict[str, _Site], growing: list[Grower]) -> None:
         self._sites = sites
-        self._growers = tuple(sorted(growing, key=attrgetter("rate"), reverse=True))
+        self._growers = _fastest_first(growing)
         self.readings += 1
+
+
+def _fastest_first(growers: Iterable[Grower]) -> tuple[Grower, ...]:
+    return tuple(sorted(growers, key=attrgetter("rate"), reverse=True))
 
 
 _OURS = frozenset({id(_Walk), id(_Site), id(_Found)})
@@ -1145,19 +1194,6 @@ def watch_growth(interval: Duration = 60.0, *, timer: Callable[[], float] = time
 # --- What would bound it ----------------------------------------------------------------------------------------------
 
 _LISTENERS = re.compile(r"listener|callback|handler|subscriber|observer|hook|watcher", re.IGNORECASE)
-
-
-def _grower(path: str, site: _Site) -> Grower:
-    found = site.found
-    instances = max(round(found.count), 1)
-    return Grower(
-        path=f"{path} (over {instances:,} instances)" if instances > 1 else path,
-        size=round(found.total),
-        rate=site.rate,
-        suggestion=_suggestion(path, site),
-        kind=_NAMES[found.kind],
-        instances=instances,
-    )
 
 
 def _suggestion(path: str, site: _Site) -> str:

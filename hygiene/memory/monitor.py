@@ -9,9 +9,9 @@ Shedding. What is dropped is counted by our own accounts, never by the resident 
 are freed, because allocators keep the memory for the next ones. A loop that drops until it falls would drop everything.
 So: a quarter of the bytes, once. Again only after the cool-down, and only if the share has risen since, which says that
 what was freed has been used up; or at once if a worse level is reached. At "critical" the cool-down does not count: a
-burst fills what was freed within seconds. There, memory is shed again as soon as it has grown by what the last shedding
-freed: above the share at which it was shed, if the allocator kept what was freed, or by the freed bytes above the lowest
-share since, if it did not.
+burst fills what was freed within seconds. There, memory is shed again as soon as it has grown by what the last
+shedding freed. If the allocator kept the freed memory, that is when the share rises above that of the last shedding; if
+it did not, when the share has risen by the freed bytes above the lowest one since.
 
 Threads. The janitor's thread reads and decides. Callbacks, hooks and closers are other people's code and may hang, so
 what is decided is done in a thread of its own, one at a time. The callbacks are waited for before the registries are
@@ -167,8 +167,8 @@ class MemoryMonitor:
     `close`, or leaving a ``with``, ends that. Without it, each `check` takes one. When a level is entered, the
     cleanups registered for "pressure" run (write-behind flushes there), then every registry that has a bound gives up
     *share* of its bytes: least recently used first, saved first if it has a store, busy and leased spared. At "warn" it
-    sheds at most once per *cooldown*, and only if memory has grown since. At "critical" it sheds again as soon as memory
-    has grown by what the last shedding freed. Nothing ever waits for the resident size to fall.
+    sheds at most once per *cooldown*, and only if memory has grown since. At "critical" it sheds again as soon as
+    memory has grown by what the last shedding freed. Nothing ever waits for the resident size to fall.
 
     Safe to use from any thread. In a forked child it goes on, with the child's own memory and a new trend.
 
@@ -394,10 +394,8 @@ class MemoryMonitor:
                 return False
             worse = _RANK[reading.level] > _RANK[self._answered]
             grown = reading.share > self._mark + _MARGIN
-            if reading.level is MemoryLevel.CRITICAL:
-                ready = grown or self._is_used_up(reading)
-            else:
-                ready = cool and grown
+            critical = reading.level is MemoryLevel.CRITICAL
+            ready = (grown and (cool or critical)) or (critical and self._is_used_up(reading))
             if not worse and not ready:
                 return False
             if self._shedding.locked():  # asked by a callback that it has called itself, or by another thread

@@ -369,6 +369,13 @@ class SQLiteStore(_OpenStore):
             ) from error
         if length < _SHORTEST:
             # SQLite would take it for a new database, and delete the log beside it with all that is in there.
+            with Path(self.path).open("rb") as file:
+                beginning = file.read(16)
+            if not b"SQLite format 3\x00".startswith(beginning):
+                raise StoreError(
+                    f"cannot open store {self.path}: the file is not a SQLite database ({length} bytes). "
+                    "Choose another path"
+                )
             found = f"a file of {length} bytes" if length else "an empty file"
             raise StoreError(
                 f"a store was wanted in {self.path}; found {found}. A store never is: it was truncated, or made by "

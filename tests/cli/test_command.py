@@ -49,7 +49,7 @@ def test_what_is_odd_in_a_log_is_summed_up(hygiene, tmp_path):
     assert "  line 6: " in err
     assert "  line 7: " not in err
     assert "  ... and 2 more\n" in err
-    assert "1 messages were older than one before them and counted as just as late.\n" in err
+    assert "1 message was older than one before and counted as just as late.\n" in err
 
 
 @pytest.mark.slow

@@ -261,7 +261,7 @@ def test_an_empty_store_is_no_error(hygiene, tmp_path):
         (["chats.db", "--space", "nobody"], "found no entries in 'nobody'. There are: 'conversations', 'users'"),
         (["chats.db", "--codec", "pickle"], "found one with 'msgpack'"),
         (["chats.db", "--codec", "json"], "codec must be"),
-        (["notes.txt"], "found a file of 5 bytes"),
+        (["notes.txt"], "is not a SQLite database"),
         (["redis://127.0.0.1:1"], "no answer from the server"),
     ],
 )

@@ -257,7 +257,7 @@ def test_a_grower_tells_its_size_its_rate_and_its_kind(shop: Any) -> None:
     assert ("shop.SLOW", 60, "dict", 1) == (slow.path, slow.size, slow.kind, slow.instances)
     assert pytest.approx(36 / MINUTE) == fast.rate
     assert pytest.approx(12 / MINUTE) == slow.rate
-    assert 'shop.SLOW: 60 items, +0.2 a second; guard("shop", "SLOW", maxsize=1000)' == str(slow)
+    assert 'shop.SLOW: 60 items, +12 a minute; guard("shop", "SLOW", maxsize=1000)' == str(slow)
 
 
 def test_the_suggestions_work(shop: Any) -> None:
@@ -654,6 +654,79 @@ def test_no_code_of_the_program_runs(shop: Any) -> None:
 
     assert [] == called
     assert {"shop.thing.chats", "shop.masked.rows", "shop.mapping", "shop.items", "shop.group"} == set(named(growers))
+
+
+@pytest.mark.parametrize("method", ["__eq__", "__hash__"])
+def test_a_metaclass_that_compares_by_itself_hides_nothing(shop: Any, method: str) -> None:
+    """Classes of some frameworks have no hash, or one that runs code: a leak beside them is named all the same."""
+    meta = type("Meta", (type,), {method: _raising(method)})
+    things = [type.__call__(meta, "Thing", (), {}) for _ in range(3)]
+    shop.kinds = things
+    shop.plugins = [thing() for thing in things] * 10
+    shop.listed = [list.__new__(type.__call__(meta, "Items", (list,), {}))]
+    shop.calls = [type.__call__(meta, "Call", (), {"__call__": print})() for _ in range(20)]
+    shop.leak = {}
+
+    CALLED.clear()
+    growers = watch(lambda n: shop.leak.setdefault(n, [n]))
+
+    assert ([], ["shop.leak"]) == (CALLED, list(named(growers)))
+
+
+def test_an_object_with_ever_more_attributes_is_counted_once(shop: Any) -> None:
+    """Its dict is visited in several slices, and may be reached by another path as well."""
+    shop.thing = types.SimpleNamespace()
+    shop.also = vars(shop.thing)
+    grown: list[int] = []
+
+    def grow(n: int) -> None:
+        setattr(shop.thing, f"channel_{n}", [n])
+        grown.append(n)
+
+    growers = watch(grow, readings=8, steps=200)
+
+    assert [(1600, 1)] == [(one.size, one.instances) for one in growers]
+
+
+def test_the_last_reading_is_that_of_the_end(shop: Any) -> None:
+    """Sizes are those at the exit; a container that is gone by then, or cleared, is named with its last size."""
+    shop.kept, shop.cleared, shop.dropped = [], [], []
+
+    def grow() -> None:
+        for one in (shop.kept, shop.cleared, shop.dropped):
+            one.extend(range(20))
+
+    clock = ManualClock()
+    with watch_growth(timer=clock) as growth:
+        for _ in range(6):
+            grow()
+            clock.advance(MINUTE)
+            growth.read()
+        grow()
+        shop.cleared.clear()
+        del shop.dropped
+
+        found = {one.path: one.size for one in growth.finish()}
+
+    assert {"shop.kept": 140, "shop.cleared": 120, "shop.dropped": 120} == found
+    assert growth.closed
+
+
+def test_to_finish_takes_no_longer_than_it_may(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk that is given up leaves what the last complete reading named."""
+    shop.kept = []
+    with watch_growth(timer=ManualClock()) as growth:
+        for now in range(6):
+            shop.kept.extend(range(20))
+            growth.read(now=now * MINUTE)
+        shop.kept.extend(range(20))
+
+        monkeypatch.setattr(growing, "_SLICE", 0.0)  # no slice gets anywhere
+
+        found = growth.finish(timeout=1e-9)
+
+    assert [("shop.kept", 120)] == [(one.path, one.size) for one in found]
+    assert found == growth.finish()
 
 
 @pytest.mark.slow
