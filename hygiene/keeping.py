@@ -29,6 +29,7 @@ import contextlib
 import copy
 import datetime as dt
 import gc
+import inspect
 import os
 import random
 import threading
@@ -39,15 +40,15 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import GRACE, running_loop
-from hygiene.errors import HygieneError, OwnershipLost, StoreError, StoreUnavailable, VersionConflict
+from hygiene.errors import HygieneError, NotStorable, OwnershipLost, StoreError, StoreUnavailable, VersionConflict
 from hygiene.events import Cause
 from hygiene.history import History, attach, detach, history_type
 from hygiene.janitor import aside, janitor, survive_fork
 from hygiene.journal import Journal
 from hygiene.kernel import MISSING
 from hygiene.logs import logger
-from hygiene.stores import open_store
-from hygiene.tenure import Tenures
+from hygiene.stores import SQLiteStore, open_store
+from hygiene.tenure import FileTenures, Tenures
 from hygiene.waits import Wait
 from hygiene.writebehind import Rejected, WriteBehind, _Part, _shown
 
@@ -201,8 +202,9 @@ class Keeper:
                 _openings.give_back(self._opened)
             raise
         self._encode = self.writer._encode
-        self.remote = callable(getattr(self.store, "lease", None))
-        self.tenures = Tenures(self) if self.remote else None
+        # A file has leases, too, but no wait for its answers is so long that an event loop has to be spared.
+        self.remote = callable(getattr(self.store, "lease", None)) and not hasattr(self.store, "owners")
+        self.tenures = Tenures(self) if self.remote else FileTenures(self) if _leases_files(self.store) else None
         self._hashes: dict[Any, int] = {}  # of the last encoding of each value that can change in place
         self._loading: dict[Any, Loading] = {}
         self._absent: OrderedDict[Any, None] = OrderedDict()
@@ -497,6 +499,26 @@ class Keeper:
     def prepare(self, key: Any, value: Any) -> tuple[Any, _Prepared | None]:
         """*value* as the registry is to hold it, and as the writer takes it; what cannot be stored is refused."""
         self._check_open()
+        try:
+            return self._prepare(key, value)
+        except NotStorable as error:
+            if (explained := self._explain_column(error)) is not None:
+                raise explained from None
+            raise
+
+    def _explain_column(self, error: NotStorable) -> NotStorable | None:
+        """*error* with the name of the attribute and what to do, if the registry is one of several linked ones."""
+        registry = self._registry()
+        if registry is None or getattr(registry, "_group", None) is None:
+            return None
+        label = registry._label()
+        name = label.rpartition(".")[2]
+        return NotStorable(
+            f"Attribute {label!r} cannot be stored: {error}. The store of a decorator is for all of its attributes. To "
+            f'keep this one in memory only, give it a decorator of its own without store=: @bounded_registry("{name}")'
+        )
+
+    def _prepare(self, key: Any, value: Any) -> tuple[Any, _Prepared | None]:
         critical = self.writer._critical
         if isinstance(value, list):
             if isinstance(value, History):
@@ -888,6 +910,8 @@ class Keeper:
     def hand_over(self) -> None:
         """Somebody else keeps the space from now on: save, and leave the registry what it has, as its own."""
         self.settle_all()
+        if isinstance(self.tenures, FileTenures):
+            self.tenures.drop_kept()  # or the next one would wait for them
         self._let_go()
         self._abandon.detach()
         if (registry := self._registry()) is not None:
@@ -943,6 +967,14 @@ class Keeper:
         opened, self._opened = self._opened, None
         if opened is not None:
             _openings.give_back(opened)
+
+
+def _leases_files(store: Any) -> bool:
+    """Whether *store* has leases between processes, and its `save` takes their tokens: a subclass may replace it."""
+    if not isinstance(store, SQLiteStore) or store.owners is None:
+        return False
+    parameters = inspect.signature(store.save).parameters.values()
+    return any(parameter.name == "fence" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _abandoned(writer: WriteBehind, opened: _Opened | None, *, mine: bool) -> None:

@@ -19,15 +19,23 @@ misses it has lost the lease, and is told when it saves.
 
 **Fresh.** The entry was perhaps in memory before the lease was taken. Then its version is compared with the server's,
 and what is older leaves memory.
+
+**A file** is leased in the same way (`FileTenures`), with three differences. Its locks cost microseconds, so they are
+taken on the event loop and in the thread of the caller. As long as no other process has the file open, a lease whose
+block has ended is kept: while its changes are unsaved, so that they are saved with others, and for some seconds after
+its last use. The janitor checks whether another process has come. And because a waiter polls, a caller that comes after
+it lets it go first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -39,8 +47,9 @@ from hygiene.logs import logger
 
 if TYPE_CHECKING:
     from hygiene.keeping import Keeper
+    from hygiene.writebehind import WriteBehind
 
-__all__ = ["Tenure", "Tenures"]
+__all__ = ["FileTenures", "Tenure", "Tenures"]
 
 
 T = TypeVar("T")
@@ -49,6 +58,11 @@ _TTL: Final = 30.0  # seconds: longer than a pause of a virtual machine, shorter
 _FIRST_WAIT: Final = 0.01  # seconds between two attempts at a lease that somebody has, growing ...
 _LAST_WAIT: Final = 0.5  # ... up to this
 _GRACE: Final = 10.0  # seconds that a cancelled task has to save and to give back
+_LAST_FILE_WAIT: Final = 0.02  # seconds, the same for a file: a lock costs the kernel little
+_YIELD: Final = 0.02  # seconds that a caller gives to those who have waited for a file's lease before it
+_NEWS: Final = 0.03  # seconds between two checks whether another process has opened the file, while a lease is kept
+_KEPT: Final = 5.0  # seconds after its last use that a lease of a file is kept: the interval in which changes are saved
+_BRIEF: Final = 0.1  # seconds that an event loop may be blocked while another thread gives a lease back
 _THREADS: Final = 32  # that wait for a server at once; each for some milliseconds, while it is well
 
 
@@ -107,22 +121,20 @@ class Tenures:
 
     def enter(self, key: Any) -> Tenure:
         """Take *key*, waiting for whoever has it, and bring the entry up to date; returns what `leave` takes."""
-        if running_loop() is not None:
-            raise StoreError(
-                f"to lease {key!r} from other processes would block the event loop: use `async with` for the lease"
-            )
+        self._refuse_loop(key)
         while True:
             tenure, mine = self._board(key)
             if not mine:
-                futures.wait([tenure.ended if tenure.ending else tenure.ready])
-                if tenure.token is not None and not tenure.ending and self._join(key, tenure):
+                if not (tenure.ready.done() and self._may_join(tenure)):
+                    self._await_other(key, tenure.ended if tenure.ending else tenure.ready)
+                if self._may_join(tenure) and self._join(key, tenure):
                     return tenure
                 continue
             try:
-                pause = _FIRST_WAIT
+                pause = 0.0
                 while (token := self._take(key)) is None:
+                    pause = self._next_pause(key, pause)
                     time.sleep(_jittered(pause))
-                    pause = min(2 * pause, _LAST_WAIT)
                 self._begin(key, tenure, token)
                 self._refresh(key, tenure)
             except BaseException:
@@ -137,18 +149,18 @@ class Tenures:
         while True:
             tenure, mine = self._board(key)
             if not mine:
-                await asyncio.wait([asyncio.wrap_future(tenure.ended if tenure.ending else tenure.ready)])
-                if tenure.token is not None and not tenure.ending and self._join(key, tenure):
+                if not (tenure.ready.done() and self._may_join(tenure)):
+                    await asyncio.wait([asyncio.wrap_future(tenure.ended if tenure.ending else tenure.ready)])
+                if self._may_join(tenure) and self._join(key, tenure):
                     return tenure
                 continue
             try:
-                pause = _FIRST_WAIT
-                # What is cancelled here may still be granted there.
-                while (token := await _off_loop(lambda: self._take(key), lambda token: self._undo(key, token))) is None:
+                pause = 0.0
+                while (token := await self._atake(key)) is None:
+                    pause = self._next_pause(key, pause, blocks=False)
                     await asyncio.sleep(_jittered(pause))
-                    pause = min(2 * pause, _LAST_WAIT)
                 self._begin(key, tenure, token)
-                await _off_loop(functools.partial(self._refresh, key, tenure))
+                await self._arefresh(key, tenure)
             except BaseException:
                 self._abort(key, tenure)
                 if tenure.token is not None:
@@ -159,6 +171,33 @@ class Tenures:
             self._start(tenure)
             return tenure
 
+    # Where a server and a file differ
+
+    def _refuse_loop(self, key: Any) -> None:
+        if running_loop() is not None:
+            raise StoreError(
+                f"to lease {key!r} from other processes would block the event loop: use `async with` for the lease"
+            )
+
+    def _await_other(self, key: Any, promise: futures.Future[None]) -> None:  # noqa: ARG002 - a file names it
+        """Wait for another thread or task of this process."""
+        futures.wait([promise])
+
+    def _next_pause(self, key: Any, pause: float, *, blocks: bool = True) -> float:  # noqa: ARG002 - a file looks at them
+        """Seconds to sleep before the next attempt; *pause*: before the last one, at first 0."""
+        return min(2 * pause, _LAST_WAIT) or _FIRST_WAIT
+
+    async def _atake(self, key: Any) -> int | None:
+        # What is cancelled here may still be granted there.
+        return await _off_loop(lambda: self._take(key), lambda token: self._undo(key, token))
+
+    async def _arefresh(self, key: Any, tenure: Tenure) -> None:
+        await _off_loop(functools.partial(self._refresh, key, tenure))
+
+    def _is_idle(self, key: Any) -> bool:  # noqa: ARG002 - a file looks at it
+        """Whether to give the lease back is so quick that a loop need not be spared."""
+        return False
+
     def _board(self, key: Any) -> tuple[Tenure, bool]:
         with self._lock:
             tenure = self._held.get(key)
@@ -166,6 +205,10 @@ class Tenures:
                 return tenure, False
             tenure = self._held[key] = Tenure()
             return tenure, True
+
+    @staticmethod
+    def _may_join(tenure: Tenure) -> bool:
+        return tenure.token is not None and not tenure.ending
 
     def _join(self, key: Any, tenure: Tenure) -> bool:
         with self._lock:
@@ -234,6 +277,9 @@ class Tenures:
     async def aleave(self, key: Any, tenure: Tenure, error: BaseException | None) -> None:
         """As `leave`; the loop goes on meanwhile, and a cancellation waits until it is done."""
         if not self._is_last(key, tenure):
+            return
+        if self._is_idle(key):
+            self._return(key, tenure)
             return
         shield = Shield(_GRACE)
         if isinstance(error, GeneratorExit):
@@ -341,6 +387,229 @@ class Tenures:
                     failed,
                     extra={"event_name": "lease.not_renewed", "space": self._space, "of": self},
                 )
+
+
+class FileTenures(Tenures):
+    """
+    The keys of one registry that this process has leased from all others that use the same file.
+
+    Args:
+        keeper: Of the registry, with a `SQLiteStore` that has leases.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._kept: dict[Any, tuple[Tenure, float]] = {}  # without a user; since when
+        super().__init__(keeper)
+        # The store outlives the registry, and would keep its leases.
+        abandon = weakref.finalize(self, _release_kept, keeper.writer, keeper.store, keeper.space, self._kept)
+        abandon.atexit = False
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._waits: set[Any] = set()  # keys for which other processes see that this one waits
+        self._kept.clear()
+        self._alone = False  # no other process had the file open at the last check
+        self._polls = _Polls(self)
+
+    # Coming in
+
+    def _refuse_loop(self, key: Any) -> None:
+        """Do nothing: mostly nothing has to be waited for."""
+
+    def _await_other(self, key: Any, promise: futures.Future[None]) -> None:
+        if running_loop() is None:
+            futures.wait([promise])
+        elif not futures.wait([promise], _BRIEF).done:
+            super()._refuse_loop(key)
+
+    def _next_pause(self, key: Any, pause: float, *, blocks: bool = True) -> float:
+        if blocks and pause >= _LAST_FILE_WAIT:  # on a loop, a lease that is being given back is waited for
+            super()._refuse_loop(key)
+        return min(2 * pause, _LAST_FILE_WAIT) or (_YIELD if self._store.is_awaited(self._space, key) else _FIRST_WAIT)
+
+    def _take(self, key: Any) -> int | None:
+        store = self._store
+        if key in self._waits or not store.shared or not store.is_awaited(self._space, key):
+            token = super()._take(key)
+            if token is not None:
+                return token
+        if key not in self._waits:
+            self._waits.add(key)
+            store.wait_for(self._space, key, waits=True)
+        return None
+
+    async def _atake(self, key: Any) -> int | None:
+        return self._take(key)
+
+    def _stop_waiting(self, key: Any) -> None:
+        if key in self._waits:
+            self._waits.discard(key)
+            with contextlib.suppress(StoreError):  # it was closed, and then no lock is left
+                self._store.wait_for(self._space, key, waits=False)
+
+    def _begin(self, key: Any, tenure: Tenure, token: int) -> None:
+        self._stop_waiting(key)
+        super()._begin(key, tenure, token)
+
+    def _abort(self, key: Any, tenure: Tenure) -> None:
+        self._stop_waiting(key)
+        super()._abort(key, tenure)
+
+    def _is_current(self, key: Any) -> bool:
+        """Whether what is in memory, and any unsaved changes of it, build upon the version that the store has."""
+        head = self._keeper.writer._heads.get(key, self)
+        version = 0 if head is None else getattr(head, "version", None)
+        return version is not None and [version] == self._store.versions(self._space, [key])
+
+    def _refresh(self, key: Any, tenure: Tenure) -> None:
+        if not self._is_current(key):
+            super()._refresh(key, tenure)
+            return
+        # Unsaved changes need not be saved now: they will be, under this lease.
+        tenure.fresh = True
+        self._keeper.fetch_if_missing(key)
+
+    async def _arefresh(self, key: Any, tenure: Tenure) -> None:
+        if key in self._keeper.writer and not self._is_current(key):
+            await super()._arefresh(key, tenure)
+        else:
+            self._refresh(key, tenure)
+
+    # Going
+
+    def leave(self, key: Any, tenure: Tenure, error: BaseException | None) -> None:
+        """As for a server; on an event loop, changes are saved in another thread."""
+        if not self._is_last(key, tenure):
+            return
+        if running_loop() is None or self._is_idle(key):
+            self._end(key, tenure, error)
+        else:
+            aside(functools.partial(self._end_all, [(key, tenure)]), "lease-return")
+
+    def _is_idle(self, key: Any) -> bool:
+        return key not in self._keeper.writer
+
+    def _is_last(self, key: Any, tenure: Tenure) -> bool:
+        if tenure.users == 1 and not self._polls.running:
+            self._alone = not self._store.shared
+        with self._lock:
+            if (
+                self._alone
+                and tenure.users == 1
+                and not tenure.ending
+                and self._held.get(key) is tenure
+                and key not in self._keeper.writer._rejected
+                and not self._keeper.closed
+            ):
+                tenure.users = 0
+                self._kept[key] = tenure, time.monotonic()
+                kept = True
+            else:
+                kept = False
+        if kept:
+            self._polls.begin()
+            return False
+        return super()._is_last(key, tenure)
+
+    def _join(self, key: Any, tenure: Tenure) -> bool:
+        with self._lock:
+            if self._held.get(key) is not tenure or tenure.ending:
+                return False
+            self._kept.pop(key, None)
+            tenure.users += 1
+            return True
+
+    def end(self) -> None:
+        """Give back everything, kept leases included."""
+        with self._lock:
+            self._kept.clear()  # so that the janitor does not give them back, too
+        super().end()
+
+    def drop_kept(self) -> None:
+        """Give back the kept leases; their changes are saved later, by another registry."""
+        with self._lock:
+            kept = [(key, tenure) for key, (tenure, _) in self._kept.items()]
+            for _, tenure in kept:
+                tenure.ending = True
+            self._kept.clear()
+        for key, tenure in kept:
+            self._return(key, tenure)
+
+    def end_kept(self) -> bool:
+        """Give back what need not be kept, and everything if another process has come; return whether some is left."""
+        keeper, writer = self._keeper, self._keeper.writer
+        registry = keeper._registry()
+        try:
+            self._alone = not self._store.shared
+        except StoreError:
+            self._alone = False
+        late = time.monotonic() - _KEPT
+        saved: list[tuple[Any, Tenure]] = []
+        rest: list[tuple[Any, Tenure]] = []
+        with self._lock:
+            for key, (tenure, since) in list(self._kept.items()):
+                unsaved = key in writer._pending or key in writer._saving
+                used = since > late and registry is not None and dict.__contains__(registry, key)
+                if self._alone and (unsaved or used):
+                    continue
+                tenure.ending = True
+                del self._kept[key]
+                (rest if unsaved else saved).append((key, tenure))
+        for key, tenure in saved:
+            self._return(key, tenure)
+        if rest:
+            aside(functools.partial(self._end_all, rest), "lease-return")
+        return bool(self._kept)
+
+    def _end_all(self, ending: list[tuple[Any, Tenure]]) -> None:
+        for key, tenure in ending:
+            try:
+                self._end(key, tenure, None)
+            except StoreError as failed:
+                logger.warning(
+                    "the changes of %r could not be saved before its lease was given back: %s",
+                    key,
+                    failed,
+                    extra={"event_name": "lease.not_saved", "space": self._space, "of": self},
+                )
+
+
+def _release_kept(writer: WriteBehind, store: Any, space: str, kept: dict[Any, tuple[Tenure, float]]) -> None:
+    """Give back the kept leases of a registry that was collected. Called by the collector, anywhere."""
+    if kept and not store.closed:
+        aside(lambda: _save_and_release(writer, store, space, kept), "lease-return")
+
+
+def _save_and_release(writer: WriteBehind, store: Any, space: str, kept: dict[Any, tuple[Tenure, float]]) -> None:
+    with contextlib.suppress(StoreError):  # logged by the writer, which goes on trying
+        writer.flush(_GRACE)
+    for key, (tenure, _) in kept.items():
+        writer.fence(key, None)
+        if tenure.token is not None:
+            with contextlib.suppress(StoreError):  # it was closed, and has no leases any more
+                store.release(space, key, tenure.token)
+
+
+class _Polls:
+    """Checks of kept leases, by the janitor, as long as there are any."""
+
+    def __init__(self, tenures: FileTenures) -> None:
+        self._tenures = weakref.ref(tenures)
+        self.running = False
+
+    def begin(self) -> None:
+        if not self.running:
+            self.running = True
+            janitor.watch(self, _NEWS)
+
+    def _visit(self) -> float | None:
+        tenures = self._tenures()
+        if tenures is not None:
+            self.running = False  # before the check: a lease that is kept from now on begins them again
+            if tenures.end_kept() and not self.running:
+                self.running = True
+                return _NEWS
+        return None
 
 
 def _jittered(pause: float) -> float:

@@ -27,6 +27,11 @@ because every write of any program changes the modification time, and until it i
 another inode. A log that is not empty outlives a crash. The time is finer than the clock of the kernel, so that a write
 in the same tick does change it. Where a file system does not store such times, the row never matches.
 
+**Leases** are locks of the kernel on a side file (see `hygiene.stores.owners`), so taking and releasing one needs no
+commit. A save under a lease checks that this store has the lock, and reads the epoch of the entry in its transaction.
+The epoch counts how often the lease was taken from a process that had not renewed it in time. It is a row of
+``settings``, written only then: such a process may still believe that it has the lease, and its save is refused.
+
 **fork.** SQLite keeps a process-wide table of the locks that it holds on each file, and a forked child inherits the
 table but not the locks. Whatever the child then opens on the same file runs without them, and the log is deleted under
 its feet as soon as the parent closes: reproduced, with commits lost. So all connections are closed before a fork, and
@@ -58,8 +63,9 @@ import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -68,9 +74,10 @@ from zlib import crc32
 import msgspec
 from msgspec.structs import replace
 
-from hygiene.errors import NotStorable, StoreError, StoreUnavailable, VersionConflict
+from hygiene.errors import NotStorable, OwnershipLost, StoreError, StoreUnavailable, VersionConflict
 from hygiene.logs import logger
 from hygiene.stores.codec import codec_named, decode, decode_key, encode_key, fits
+from hygiene.stores.owners import SUPPORTED, Owners, byte_of
 from hygiene.stores.protocol import BadRow, Change, Delete, Head, Kind, Record, RecoveryReport, SaveLog, SaveValue
 from hygiene.units import Duration, seconds
 
@@ -116,6 +123,7 @@ _HEADS_OF: Final = """
 SELECT id, key, state FROM heads INDEXED BY heads_by_key
 WHERE space = ? AND key > ? AND (expire_at IS NULL OR expire_at > ?) ORDER BY key LIMIT ?
 """
+_TERM: Final = 30.0  # seconds that a lease holds if nobody knows when its owner has renewed it
 _READ_MARK: Final = "SELECT value FROM settings WHERE name = 'clean'"
 _FIRST: Final = -(1 << 63)
 _SLICE: Final = 256
@@ -199,6 +207,17 @@ class _Prepared(NamedTuple):
     change: Change
     space: bytes
     key: bytes
+
+
+@dataclass(slots=True)
+class _Held:
+    """A lease that this store has."""
+
+    digest: bytes
+    token: int
+    epoch: int
+    end: float
+    """When another store may take it, by the monotonic clock."""
 
 
 @dataclass(slots=True)
@@ -321,6 +340,13 @@ class SQLiteStore(_OpenStore):
         self._mark = ""
         self._stamp = 0  # the modification time that the file gets when its last connection is closed
         self._forking = self._held = self._quiet = False
+        self._leases: dict[tuple[bytes, bytes], _Held] = {}
+        self._leasing = threading.Lock()
+        self._asked: dict[tuple[bytes, bytes], float] = {}  # when a lease was first found taken, its end unknown
+        self._last_token = 0
+        self._said_shared = False
+        self.owners: Owners | None = None
+        """The locks that leases are; ``None`` where leases hold in this store only."""
         self.encode = self._codec.encode
         self.decode = functools.partial(decode, self._codec)
         _stores.add(self)
@@ -339,6 +365,8 @@ class SQLiteStore(_OpenStore):
                 self._most_bytes = self._writer.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - 4096
             self._closed = False
         try:
+            if SUPPORTED and not read_only and not self._memory:
+                self._open_owners()
             self._settle_codec()
             lost = () if self._memory or read_only or self._clean else self._look_at_log()
             report = self.recover() if check and not self._clean else RecoveryReport(0, 0)
@@ -414,7 +442,7 @@ class SQLiteStore(_OpenStore):
     def _was_closed_cleanly(self, peek: sqlite3.Connection) -> bool:
         """Whether the file is as the last store left it that closed it, with everything in the file and checked."""
         with contextlib.suppress(OSError):
-            if Path(self.path + "-wal").stat().st_size:
+            if Path(os.path.realpath(self.path) + "-wal").stat().st_size:
                 return False
         try:
             found = Path(self.path).stat()
@@ -548,6 +576,19 @@ class SQLiteStore(_OpenStore):
                 f"Open it with codec={name!r}, if you trust whoever can write to it, or give another path"
             )
 
+    def _open_owners(self) -> None:
+        try:
+            self.owners = Owners(self.path)
+        except OSError as error:
+            logger.warning(
+                "store %s: leases exclude no other process, because the file %s-owners cannot be opened (%s). Allow to "
+                "read and write it",
+                self.path,
+                self.path,
+                error.strerror or error,
+                extra={"event_name": "store.leases_local", "store": str(self.path), "of": self},
+            )
+
     # Errors
 
     @contextlib.contextmanager
@@ -661,6 +702,9 @@ class SQLiteStore(_OpenStore):
             with self._failing(what):
                 if self._writer is None:
                     self._writer = self._connect()
+                if self.owners is not None:
+                    with contextlib.suppress(OSError):  # in a forked child; to lease says what is wrong
+                        self.owners.open()
                 connection = self._writer
                 try:
                     if sync:
@@ -766,17 +810,57 @@ class SQLiteStore(_OpenStore):
 
     # Writing
 
-    def save(self, changes: Sequence[Change], *, sync: bool = False) -> list[Head | None]:
-        """Save all *changes*, in their order, or none of them; see `Store.save`."""
+    def versions(self, space: str, keys: Iterable[Hashable]) -> list[int]:
+        """Return the version of each of *keys*, in their order; 0 where there is no entry, or one that is damaged."""
+        name, raws, now = space.encode(), [encode_key(key) for key in keys], self._timer()
+        select = "SELECT id, state FROM heads WHERE space = ? AND key = ?"
+
+        def look(connection: sqlite3.Connection) -> list[int]:
+            found = []
+            for raw in raws:
+                row = connection.execute(select, (name, raw)).fetchone()
+                state = None if row is None else _State.unseal(row[0], name, raw, row[1])
+                over = state is None or (state.expire_at is not None and state.expire_at <= now)
+                found.append(0 if state is None or over else state.version)
+            return found
+
+        return self._read(look)
+
+    def save(
+        self,
+        changes: Sequence[Change],
+        *,
+        sync: bool = False,
+        fence: Mapping[tuple[str, Any], int] | None = None,
+    ) -> list[Head | None]:
+        """
+        Save all *changes*, in their order, or none of them; see `Store.save`.
+
+        Args:
+            changes: As in `Store.save`.
+            sync: As in `Store.save`.
+            fence: Tokens of leases, as `lease` returned them, by ``(space, key)``. Nothing is saved unless this store
+                still has each of these leases.
+
+        Raises:
+            OwnershipLost: a lease in *fence* has ended, or another store has taken it. Nothing was saved.
+        """
         if self._read_only:
             raise self._only_looking("save to")
         prepared = [self._prepare(change) for change in changes]
         if not prepared and not sync:
             return []
+        fences = {
+            (space.encode(), encode_key(key)): (space, key, token) for (space, key), token in (fence or {}).items()
+        }
+        if prepared and not self._said_shared:
+            self._say_if_shared(prepared, fences)
         results: list[Head | None] = []
         conflicts: list[tuple[str, Any, int, int]] = []
         with self._writing("save to", sync=sync) as connection:
             now = self._timer()
+            if fences:
+                self._check_leases(connection, fences)
             for item in prepared:
                 state = self._current(connection, item.space, item.key, now)
                 change, found = item.change, 0 if state is None else state.version
@@ -915,6 +999,198 @@ class SQLiteStore(_OpenStore):
                         self._remove(connection, state)
                         total += 1
         return total
+
+    # Leases
+
+    def lease(self, space: str, key: Hashable, *, ttl: Duration = 30.0, owner: str | None = None) -> int | None:  # noqa: ARG002 - as on servers, where operators read it
+        """
+        Take the lease of an entry, which need not exist, unless another store has it.
+
+        The stores may be in one process or in several on one machine. A lease does not keep others from loading or
+        saving. The version of the entry protects it, and so does the token in ``save(fence=...)``. The lease ends when
+        it is released, when the store is closed, when its process ends, and when another store asks for it after *ttl*
+        seconds without `renew`.
+
+        It costs a lock of the kernel and a read, but no commit. In memory, and on platforms without locks of the open
+        file (all but Linux), it excludes no other store.
+
+        Args:
+            space: Of the entry.
+            key: Of the entry.
+            ttl: Seconds (or ``"30s"``) after which another store may take the lease if it was not renewed.
+            owner: Ignored; servers store it.
+
+        Returns:
+            The fencing token, greater than each earlier one of this store; ``None`` if the lease is taken.
+        """
+        self._check_open()
+        if self._read_only:
+            raise self._only_looking("lease in")
+        life, place = seconds(ttl, "ttl"), (space.encode(), encode_key(key))
+        digest = _digest(place)
+        with self._leasing:
+            held = self._leases.get(place)
+            if held is not None:
+                if held.end > time.monotonic():
+                    return None
+                self._drop(place)
+            epoch = self._take_lock(place, digest)
+            if epoch is None:
+                return None
+            self._asked.pop(place, None)
+            end = time.monotonic() + life
+            if self.owners is not None:
+                self.owners.set_end(byte_of(digest, epoch), end)
+            token = self._last_token = max(time.time_ns() // 1000, self._last_token + 1)
+            self._leases[place] = _Held(digest, token, epoch, end)
+            return token
+
+    def _take_lock(self, place: tuple[bytes, bytes], digest: bytes) -> int | None:
+        """Lock the byte of the entry and return its epoch; ``None`` if another store has the lock, and may keep it."""
+        if self.owners is None:
+            return 0
+        guess = 0
+        try:
+            while True:
+                byte = byte_of(digest, guess)
+                taken = self.owners.take(byte)
+                # Read with the lock: whoever raises the epoch takes another lock.
+                epoch = self._read(lambda connection: _epoch(connection, digest))
+                if epoch == guess:
+                    if taken:
+                        return epoch
+                    if not self._is_over(place, byte):
+                        return None
+                    self._raise_epoch(digest, epoch)
+                    guess = epoch + 1
+                    continue
+                if taken:
+                    self.owners.drop(byte)
+                guess = epoch
+        except OSError as error:
+            raise self._owners_failed(error) from error
+
+    def _is_over(self, place: tuple[bytes, bytes], byte: int) -> bool:
+        """Whether the lease that another store has was not renewed in time."""
+        assert self.owners is not None
+        now, end = time.monotonic(), self.owners.end_of(byte)
+        if end is None:
+            end = self._asked.setdefault(place, now) + _TERM
+        else:
+            self._asked.pop(place, None)
+        return end <= now
+
+    def _raise_epoch(self, digest: bytes, epoch: int) -> None:
+        with self._writing("lease in") as connection:
+            if _epoch(connection, digest) == epoch:
+                connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_epoch_name(digest), epoch + 1))
+
+    def _drop(self, place: tuple[bytes, bytes]) -> None:
+        held = self._leases.pop(place)
+        if self.owners is not None:
+            with contextlib.suppress(OSError):  # it holds until its term is over
+                self.owners.drop(byte_of(held.digest, held.epoch))
+
+    def renew(self, space: str, key: Hashable, token: int, *, ttl: Duration = 30.0) -> None:
+        """
+        Let the lease with *token* hold for *ttl* seconds from now.
+
+        Raises:
+            OwnershipLost: it has ended, or another store has taken it.
+        """
+        self._check_open()
+        life, place = seconds(ttl, "ttl"), (space.encode(), encode_key(key))
+        with self._leasing:
+            held = self._leases.get(place)
+            if held is None or held.token != token or self._was_taken(held):
+                raise self._lease_lost([(space, key)], "renew the lease in")
+            held.end = time.monotonic() + life
+            if self.owners is not None:
+                self.owners.set_end(byte_of(held.digest, held.epoch), held.end)
+
+    def release(self, space: str, key: Hashable, token: int) -> bool:
+        """Give the lease with *token* back, and return whether this store still had it."""
+        self._check_open()
+        place = space.encode(), encode_key(key)
+        with self._leasing:
+            held = self._leases.get(place)
+            if held is None or held.token != token:
+                return False
+            # Within its term no other store can have taken it.
+            had = time.monotonic() < held.end or not self._was_taken(held)
+            self._drop(place)
+            return had
+
+    def _was_taken(self, held: _Held) -> bool:
+        if self.owners is None:
+            return False
+        return self._read(lambda connection: _epoch(connection, held.digest)) != held.epoch
+
+    def _check_leases(
+        self, connection: sqlite3.Connection, fences: Mapping[tuple[bytes, bytes], tuple[str, Any, int]]
+    ) -> None:
+        lost = []
+        for place, (space, key, token) in fences.items():
+            held = self._leases.get(place)
+            if held is None or held.token != token or _epoch(connection, held.digest) != held.epoch:
+                lost.append((space, key))
+        if lost:
+            raise self._lease_lost(lost, "save to")
+
+    def _lease_lost(self, lost: Sequence[tuple[str, Any]], what: str) -> OwnershipLost:
+        names = ", ".join(f"{_shown(key)} in {space!r}" for space, key in lost)
+        return OwnershipLost(
+            f"cannot {what} store {self.path}: the lease of {names} has ended, or another process has taken it. "
+            f"Nothing was changed. Take the lease again, and load what is stored now"
+        )
+
+    def _owners_failed(self, error: OSError) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"cannot lease in store {self.path}: the file {self.path}-owners failed ({error.strerror or error}). "
+            f"Allow to read and write it"
+        )
+
+    def wait_for(self, space: str, key: Hashable, *, waits: bool) -> None:
+        """Show to other stores, or show no longer, that a caller waits for the lease of an entry."""
+        if self.owners is None:
+            return
+        digest = _digest((space.encode(), encode_key(key)))
+        try:
+            if waits:
+                self.owners.wait_for(digest)
+            else:
+                self.owners.stop_waiting_for(digest)
+        except OSError as error:
+            raise self._owners_failed(error) from error
+
+    def is_awaited(self, space: str, key: Hashable) -> bool:
+        """Whether another store waits for the lease of an entry."""
+        if self.owners is None:
+            return False
+        try:
+            return self.owners.is_awaited(_digest((space.encode(), encode_key(key))))
+        except OSError as error:
+            raise self._owners_failed(error) from error
+
+    @property
+    def shared(self) -> bool:
+        """True if another store has the file open, in this process or in another one, and leases can exclude it."""
+        if self.owners is None:
+            return False
+        try:
+            return self.owners.shared()
+        except OSError as error:
+            raise self._owners_failed(error) from error
+
+    def _say_if_shared(self, prepared: Iterable[_Prepared], fences: Mapping[tuple[bytes, bytes], Any]) -> None:
+        if any((item.space, item.key) not in fences for item in prepared) and self.shared:
+            self._said_shared = True
+            logger.warning(
+                "store %s is in use by another process, and this one saves entries without a lease. If both change an "
+                "entry, one of them gets a VersionConflict. Use `with registry.lease(key)`",
+                self.path,
+                extra={"event_name": "store.shared_without_lease", "store": str(self.path), "of": self},
+            )
 
     # Recovery
 
@@ -1150,6 +1426,9 @@ class SQLiteStore(_OpenStore):
             if not self._closed and not self._read_only and not self._memory:
                 self._mark_clean()
             self._closed = True
+            self._leases.clear()
+            if self.owners is not None:
+                self.owners.close()
             self._close_idle()
             if self._writer is not None:
                 self._writer.close()
@@ -1173,7 +1452,7 @@ class SQLiteStore(_OpenStore):
 
     def _stamp_file(self) -> None:
         """Give the file the time that the row ``clean`` names, if this store has closed its last connection."""
-        if not self._stamp or Path(self.path + "-wal").exists():
+        if not self._stamp or Path(os.path.realpath(self.path) + "-wal").exists():
             return
         with contextlib.suppress(OSError):  # it belongs to another user, say
             found = Path(self.path).stat()
@@ -1219,6 +1498,10 @@ class SQLiteStore(_OpenStore):
                 f"here. Open it anew, or start the process by spawning it"
             )
         self._forking, self._child = False, True
+        self._leasing = threading.Lock()
+        self._leases.clear()  # they are the parent's
+        if self.owners is not None:
+            self.owners.forget()
         self._lock = threading.Lock()
         self._opening = threading.Lock()
 
@@ -1254,6 +1537,21 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def _digest(place: tuple[bytes, bytes]) -> bytes:
+    space, key = place
+    return blake2b(len(space).to_bytes(8, "big") + space + key, digest_size=16).digest()
+
+
+def _epoch_name(digest: bytes) -> str:
+    return f"epoch {digest.hex()}"
+
+
+def _epoch(connection: sqlite3.Connection, digest: bytes) -> int:
+    """How often the lease of an entry was taken from a store that had not renewed it."""
+    row = connection.execute("SELECT value FROM settings WHERE name = ?", (_epoch_name(digest),)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _mark(inode: int, modified: int) -> str:

@@ -562,6 +562,33 @@ def test_stored_keys_needs_a_store() -> None:
         Registry[str, int]().stored_keys()
 
 
+@pytest.mark.parametrize("how", ["put", "setdefault", "default_factory", "update"])
+def test_a_linked_attribute_that_cannot_be_stored_is_named_with_what_to_do(tmp_path: Path, how: str) -> None:
+    """The error names the attribute and not only the key, and the other attributes go on."""
+
+    @bounded_registry("chats", "locks", maxsize=2, store=f"sqlite:{tmp_path}/a.db")
+    class Bot:
+        def __init__(self) -> None:
+            self.chats: dict[str, list[str]] = {}
+            self.locks: dict[str, Any] = defaultdict(threading.Lock)
+
+    bot = Bot()
+    bot.chats["ann"] = ["hello"]
+    ways: dict[str, Any] = {
+        "put": lambda: bot.locks.__setitem__("ann", threading.Lock()),
+        "setdefault": lambda: bot.locks.setdefault("ann", threading.Lock()),
+        "default_factory": lambda: bot.locks["ann"],
+        "update": lambda: bot.locks.update(ann=threading.Lock()),
+    }
+    with pytest.raises(NotStorable, match=r"Attribute 'locks' cannot be stored: .* without store=: @bounded_registry"):
+        ways[how]()
+    bot.locks["ann"] = 1
+    shutdown()
+
+    with Registry[str, list[str]](store=f"sqlite:{tmp_path}/a.db", name="chats") as chats:
+        assert ["hello"] == chats["ann"]
+
+
 def test_each_linked_attribute_lists_its_own_stored_keys(tmp_path: Path) -> None:
     """Attributes that are evicted together are stored in spaces of their own."""
 
