@@ -121,12 +121,21 @@ class Releases:
         return next((loop for loop in loops if loop.is_running() and loop is not here), None)
 
     def start(
-        self, value: Any, close: Closer, loop: asyncio.AbstractEventLoop | None, *, required: bool = False
+        self,
+        value: Any,
+        close: Closer,
+        loop: asyncio.AbstractEventLoop | None,
+        *,
+        required: bool = False,
+        claim: tuple[list[Any], int] | None = None,
     ) -> None:
         """
         Release *value*, which was put in from *loop* (``None``: from plain code).
 
         A named method that *value* does not have is a failure if it is *required*; ``None`` has nothing to release.
+
+        *claim* is a place in a list. It becomes ``None`` immediately before the release is called, or is kept here to
+        be called later. So a caller that was interrupted by a signal handler knows whether to call `start` again.
         """
         release = find_closer(value, close, prefer_async=loop is not None)
         if release is None:
@@ -134,12 +143,14 @@ class Releases:
                 self._failed(value, AttributeError(f"{type(value).__name__!r} object has no method {close!r}"))
             return
         if loop is None or loop is running_loop() or not loop.is_running():
-            self._call(value, release)
+            self._call(value, release, claim)
             return
         # Another thread than the loop's: what belongs to a loop (a task, a transport) is not thread-safe.
         handed: futures.Future[None] = futures.Future()
         handed.set_running_or_notify_cancel()  # so that a drain which is cancelled cannot cancel it
         self._handed[handed] = (value, release, loop)
+        if claim is not None:
+            claim[0][claim[1]] = None  # no signal handler runs between these lines
         try:
             loop.call_soon_threadsafe(self._take, handed)
         except RuntimeError:  # closed since
@@ -151,12 +162,16 @@ class Releases:
             self._call(item[0], item[1])
             handed.set_result(None)
 
-    def _call(self, value: Any, release: Callable[[], Any]) -> None:
+    def _call(self, value: Any, release: Callable[[], Any], claim: tuple[list[Any], int] | None = None) -> None:
         loop = running_loop()
-        if loop is None and is_async(release):
+        later = loop is None and is_async(release)
+        claimed, place = ([None], 0) if claim is None else claim
+        if later:
+            claimed[place] = None
             self._waiting.append((value, release))  # not called: nothing here could await the coroutine
             return
         try:
+            claimed[place] = None
             result = release()
         except HOOK_ERRORS as error:
             self._failed(value, error)
@@ -166,10 +181,18 @@ class Releases:
         if loop is None:
             self._waiting.append((value, lambda: result))
             return
-        task = loop.create_task(self._finish(value, result))
-        with self._changed:
-            self._running.add(task)
-        task.add_done_callback(self._done)
+        task = None
+        try:
+            task = loop.create_task(self._finish(value, result))
+            with self._changed:
+                self._running.add(task)
+            task.add_done_callback(self._done)
+        except BaseException:  # a signal handler has raised
+            if task is None:
+                self._waiting.append((value, lambda: result))
+            else:
+                task.add_done_callback(self._done)
+            raise
 
     async def _finish(self, value: Any, result: Awaitable[Any]) -> None:
         try:

@@ -18,7 +18,7 @@ from hygiene.adoption import fill, like
 from hygiene.errors import HOOK_ERRORS
 from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.keeping import Loading
-from hygiene.kernel import MISSING, is_atomic, oldest, store
+from hygiene.kernel import MISSING, is_atomic, oldest, store, take
 from hygiene.limits import Limits
 from hygiene.registry import POLLS, Gone, Registry, Timed, _Offer, _Place, make
 
@@ -159,10 +159,37 @@ class _Rows(Registry[Any, None]):
 
     def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         """The whole row leaves: each of its values is told as leaving its column."""
+        try:
+            self._discard_values(key, cause, gone)
+            return self._drop(key, cause)
+        except BaseException:  # a signal handler has raised: a row leaves as a whole
+            self._discard_values(key, cause, gone)
+            self._drop(key, cause)
+            raise
+
+    def _discard_values(self, key: Any, cause: Cause, gone: list[Gone]) -> None:
         for column in self._present():
             for name in column._keys_of(key):
                 column._discard_alone(name, cause, gone)
-        return self._drop(key, cause)
+
+    def _reconcile(self) -> None:
+        columns = self._present()
+        for column in columns:
+            column._reconcile_values()
+        rows: dict[Any, int] = {}
+        for column in columns:
+            for key in list(dict.keys(column)):
+                row = column._row(key)
+                rows[row] = rows.get(row, 0) + (0 if column._sizes is None else column._sizes.get(key, 0))
+        for row in rows:
+            if not dict.__contains__(self, row):
+                store(self, row, None)
+        for row in [row for row in list(dict.keys(self)) if row not in rows]:
+            take(self, row, None)
+        super()._reconcile()
+        if self._sizes is not None:
+            self._sizes.update(rows)
+            self._bytes = sum(self._sizes.values())
 
     def _discard_oldest(self, cause: Cause, gone: list[Gone]) -> bool:
         key = oldest(self)
@@ -405,9 +432,13 @@ class _Column(Timed[Any, Any]):
 
     def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         row = self._row(key)
-        discarded = self._discard_alone(key, cause, gone)
-        if discarded and not any(column._keys_of(row) for column in self._rows._present()):
-            self._rows._drop(row, cause)
+        try:
+            discarded = self._discard_alone(key, cause, gone)
+            if discarded and not any(column._keys_of(row) for column in self._rows._present()):
+                self._rows._drop(row, cause)
+        except BaseException:
+            self._repair()  # the row, if it is empty by now
+            raise
         return discarded
 
     def _discard_alone(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
@@ -421,6 +452,25 @@ class _Column(Timed[Any, Any]):
                     del self._members[row]
             self._derived.pop(key, None)
         return discarded
+
+    def _reconcile(self) -> None:
+        self._rows._reconcile()
+
+    def _reconcile_values(self) -> None:
+        """As `_reconcile`, for this column alone."""
+        super()._reconcile()
+        if self._members is None:
+            return
+        derived = {key: self._row(key) for key in list(dict.keys(self))}
+        members: dict[Any, dict[Any, None]] = {}
+        for key, row in derived.items():
+            members.setdefault(row, {})[key] = None
+        for key in [key for key in list(self._derived) if key not in derived]:
+            self._derived.pop(key, None)
+        self._derived.update(derived)  # the same dict: a reference to this column has it
+        self._members = members
+
+    def _restamp(self, keys: list[Any]) -> None: ...
 
     def _is_busy_alone(self, entry: Entry[Any, Any]) -> bool:
         return super()._is_busy(entry)

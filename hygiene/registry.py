@@ -21,6 +21,13 @@ must stay in step with the entries (hooks, times, bytes, busy, columns) writes t
 over then is swept by whoever gets the broom without waiting, and the others go on. (A lock that every writer waits for
 is a convoy under the GIL: four threads reach a fifth of one thread's rate.)
 
+**Interruptions.** A signal handler may raise at the entry of a function, at the return of a call, and at the back edge
+of a loop; a key may raise when it is compared. So an exception may come between any two steps of a change. The entries
+themselves change in one call of C, and what has to be reported of a removal is recorded in the same step. Everything
+beside the entries (order, weights, times) can be derived from them: an operation that is cut short derives it again
+(`_repair`), which costs nothing where no exception comes. A hook is called at most once for each removal. It is called
+exactly once unless the interruption comes inside the hook itself.
+
 **User code runs outside the lock.** ``busy``, ``importance`` and ``getsizeof`` are asked, hooks told and values
 released with the lock free. An entry that is being asked about is taken out of the order first and looked at again
 afterwards: if it was used, leased or written meanwhile, it stays. Removed values travel out in a list, so that the
@@ -48,6 +55,7 @@ value through ``__getitem__``, from C. That must not count as use, and must not 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import heapq
 import itertools
@@ -64,7 +72,7 @@ from typing import Any, NamedTuple, Self, TypeVar, cast, overload
 
 from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import Closer, Releases, running_loop
-from hygiene.errors import HOOK_ERRORS, OwnershipLost, RegistryFull, StoreError, VersionConflict
+from hygiene.errors import HOOK_ERRORS, HygieneError, OwnershipLost, RegistryFull, StoreError, VersionConflict
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
 from hygiene.keeping import Keeper, Loading, outdate
@@ -92,7 +100,7 @@ from hygiene.kernel import (
 from hygiene.limits import Busy, Limits, Overflow, Policy
 from hygiene.logs import logger
 from hygiene.pins import Flight, Lease
-from hygiene.recency import CachetoolsOrder, ImportanceOrder, Order
+from hygiene.recency import CachetoolsOrder, FrequencyOrder, ImportanceOrder, Order
 from hygiene.references import own_references
 from hygiene.sizing import sizeof
 from hygiene.stores import Store
@@ -113,6 +121,10 @@ _look = dict.get
 _has = dict.__contains__
 
 _NEVER = math.inf
+# In the place of the key in the record of a removal: its hook was called.
+_TOLD: Any = object()
+# In the place of a record of which nothing is left to do.
+_DONE: Any = None
 _GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 # What one call does at most of the work that others left behind: under 0.2 ms on a slow machine, for a promise of 1 ms.
@@ -254,6 +266,7 @@ class Registry(Kernel[K, V]):
         "_bytes",
         "_copies",
         "_counts",
+        "_damaged",
         "_early",
         "_flights",
         "_guarded",
@@ -342,7 +355,8 @@ class Registry(Kernel[K, V]):
         self._name = limits.name
         self._owner = _reference(owner)
         self._lock = threading.RLock()
-        self._broom = threading.Lock()
+        self._broom: dict[int, list[None]] = {}  # holds the mark of the call that sweeps; see `_sweep`
+        self._damaged = False  # an exception cut a change short; see `_repair`
         self._byte_bound = limits.max_bytes
         self._bytes = 0
         self._sizes: dict[Any, int] | None = None if limits.max_bytes is None else {}
@@ -379,9 +393,7 @@ class Registry(Kernel[K, V]):
         self._order: Order | None = None
         self._moves = limits.policy == "lru"
         if limits.policy == "lfu":
-            import cachetools  # noqa: PLC0415 - only this policy needs it here
-
-            self._order = CachetoolsOrder(cachetools.LFUCache)
+            self._order = FrequencyOrder()
         elif limits.policy == "importance":
             self._order = ImportanceOrder()
         elif not isinstance(limits.policy, str):
@@ -518,6 +530,8 @@ class Registry(Kernel[K, V]):
             with self._lock:
                 if not order.touch(key):
                     self._unpark(key)
+                elif not _has(self, key):  # comparing keys has removed it
+                    order.discard(key)
         if self._clocked:
             self._stamp_use(key)
 
@@ -526,8 +540,8 @@ class Registry(Kernel[K, V]):
         order = self._order
         with self._lock:
             if order is not None and key not in self._leases and _has(self, key):
+                order.add(key)  # first: no moment may come at which it is in neither
                 self._parked.pop(key, None)
-                order.add(key)
 
     # Walking.
 
@@ -601,9 +615,13 @@ class Registry(Kernel[K, V]):
         if (copying.frame, copying.instruction) == (id(frame), frame.f_lasti) and copying.entries[-1][0] is key:
             value = copying.entries.pop()[1]
         if value is MISSING or not copying.entries:
-            with self._lock:
-                self._copies.pop(thread, None)
-                self._choose_paths()
+            try:
+                with self._lock:
+                    self._copies.pop(thread, None)
+                    self._choose_paths()
+            except BaseException:
+                self._choose_paths()  # or every read would take the long way
+                raise
         return value
 
     # Writing.
@@ -688,6 +706,8 @@ class Registry(Kernel[K, V]):
             self._drop_ended(key)
         if not self._guarded and type(key) not in ATOMIC and not is_atomic(key):
             self._guard()
+        if self._damaged:
+            self._mend()
         if self._clocked:
             self._settle(key)
         limits = self._limits
@@ -701,6 +721,7 @@ class Registry(Kernel[K, V]):
         size = None if self._sizes is None else self._weigh(key, value)
         rank = self._rank(key, value) if limits.importance is not None else 0.0
         gone: list[Gone] = []
+        changing = False
         try:
             while True:
                 with self._lock:
@@ -718,19 +739,23 @@ class Registry(Kernel[K, V]):
                     if room:
                         if keeper is not None:  # may refuse: nothing has changed yet
                             waiter = keeper.entered(key, value, old, prepared, loading)
-                        if old is not MISSING and old is not value:
-                            gone.append(self._replaced(key, old))
+                        changing = True
                         store(self, key, value)
                         if offer is not None:
                             offer.taken = True
+                        if old is not MISSING and old is not value:
+                            self._note_replaced(key, old, gone)
                         written = None if ago is None else self._written_before(key, ago)
                         self._enter(key, size, rank)
                         if written is not None:
                             self._backdate(key, written)
+                        if size is not None and not _has(self, key):
+                            self._repair()  # comparing keys has removed it
                         if type(value) not in STRONG or self._tail is not None:
                             self._prepare_tail(key, value)
                         if len(self) > self._bound and (self._moves or old is MISSING) and self._in_line():
                             self._discard_oldest(Cause.SIZE, gone)
+                        changing = False
                         break
                 if evicted is not value:
                     if (found := self._put(key, evicted, keep=True, back=True)) is not MISSING:
@@ -742,21 +767,38 @@ class Registry(Kernel[K, V]):
                     value, prepared = keeper.prepare(key, value)
                     continue
                 if not self._may_fit(key, size) or not self._make_room(key, size or 0, gone):
-                    raise self._full(key)
+                    raise self._full(key)  # noqa: TRY301 - the handlers below are for other errors
         except (VersionConflict, OwnershipLost) as error:
             if keeper is not None:
                 keeper.lost(key, error)
             raise
+        except BaseException as error:
+            if changing:
+                if old is not MISSING and old is not value and _look(self, key, MISSING) is value:
+                    self._note_replaced(key, old, gone)
+                self._repair()
+            elif not isinstance(error, HygieneError) and self._over():
+                self._sweep(key)  # interrupted right after the change
+            raise
         finally:
             if gone:
-                self._tell(gone)
+                try:
+                    self._tell(gone)
+                except BaseException:
+                    self._tell(gone)
+                    self._repair()  # the bound, too
+                    raise
                 del gone
-        if self._over():
-            self._sweep(key)
-        if not self._watched:
-            self._be_watched()
-        if self._lent:
-            self._measure_lent(key)
+        try:
+            if self._over():
+                self._sweep(key)
+            if not self._watched:
+                self._be_watched()
+            if self._lent:
+                self._measure_lent(key)
+        except BaseException:
+            self._repair()
+            raise
         if prepared is not None and keeper is not None:
             keeper.settle_write(value, waiter)
         return value
@@ -881,6 +923,9 @@ class Registry(Kernel[K, V]):
                 order.rank(key, rank)
             else:
                 order.add(key)
+            if not _has(self, key):  # comparing keys has removed it
+                order.discard(key)
+                return
         if size is not None:
             self._resize(key, size)
         if self._releases is not None:
@@ -911,12 +956,22 @@ class Registry(Kernel[K, V]):
     def _backdate(self, key: Any, written: float) -> None:
         """Let *key*, which was just put back, have been written then. The lock is held."""
 
-    def _replaced(self, key: Any, old: Any) -> Gone:
-        self._counts[Cause.REPLACED] = self._counts.get(Cause.REPLACED, 0) + 1
+    def _note_replaced(self, key: Any, old: Any, gone: list[Gone]) -> None:
+        """Count and record that *old* was overwritten, unless that is done already. The lock is held."""
+        if gone and gone[-1][2] is old and gone[-1][3] is Cause.REPLACED:
+            return
         age = idle_for = None
         if self._limits.on_evict is not None:  # nobody else is told
             age, idle_for = self._times(key)
-        return self, key, old, Cause.REPLACED, age, idle_for, self._loops.get(key)
+        record = self, key, old, Cause.REPLACED, age, idle_for, self._loops.get(key)
+        self._record(record, gone)
+
+    def _record(self, record: Gone, gone: list[Gone]) -> None:
+        """Count a removal, and have it told."""
+        counts, cause = self._counts, record[3]
+        count = counts.get(cause, 0)
+        counts[cause] = count + 1
+        gone.append(record)  # no signal handler runs between these two lines
 
     def _times(self, key: Any) -> tuple[float | None, float | None]:  # noqa: ARG002 - a timed one looks
         """Seconds since *key* was written and since it was used, where they are known."""
@@ -974,11 +1029,16 @@ class Registry(Kernel[K, V]):
         else:
             gone: list[Gone] = []
             try:
-                self._keeper.clear(gone)
-            finally:
+                try:
+                    self._keeper.clear(gone)
+                finally:
+                    self._tell(gone)
+            except BaseException:
                 self._tell(gone)
+                raise
 
     def _remove(self, key: Any) -> Any:
+        value: Any
         if self._bare:
             value = take(self, key, MISSING)
             if value is MISSING:
@@ -987,20 +1047,33 @@ class Registry(Kernel[K, V]):
         if self._clocked:
             self._settle(key)
         gone: list[Gone] = []
+        value = MISSING
+        deleting = False
         try:
             with self._lock:
                 value = _look(self, key, MISSING)
                 if value is not MISSING:
                     if self._keeper is not None:
                         self._keeper.delete(key)
+                        deleting = True
                     self._discard(key, Cause.DELETED, gone)
             return self._take_from_tail(key) if value is MISSING else value
         except (VersionConflict, OwnershipLost) as error:
             if self._keeper is not None:
                 self._keeper.lost(key, error)
             raise
+        except BaseException:
+            with self._lock:
+                if deleting and _look(self, key, MISSING) is value:  # it has left the store already
+                    self._discard(key, Cause.DELETED, gone)
+            raise
         finally:
-            self._tell(gone)
+            if gone:
+                try:
+                    self._tell(gone)
+                except BaseException:
+                    self._tell(gone)
+                    raise
 
     def _take_from_tail(self, key: Any) -> Any:
         if self._tail is not None:
@@ -1021,11 +1094,17 @@ class Registry(Kernel[K, V]):
 
     def _empty(self, cause: Cause) -> None:
         gone: list[Gone] = []
-        with self._lock:
-            self._tail = None
-            for key in list(dict.keys(self)):
-                self._discard(key, cause, gone)
-        self._tell(gone)
+        try:
+            try:
+                with self._lock:
+                    self._tail = None
+                    for key in list(dict.keys(self)):
+                        self._discard(key, cause, gone)
+            finally:
+                self._tell(gone)
+        except BaseException:
+            self._tell(gone)
+            raise
 
     def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         """
@@ -1033,11 +1112,23 @@ class Registry(Kernel[K, V]):
 
         Returns whether it was here. The record goes to *gone*, which is told, and dropped, when the lock is free.
         """
-        value = take(self, key, MISSING)
+        value = _look(self, key, MISSING)
         if value is MISSING:
             return False
-        self._forget(key, value, cause, gone)
+        try:
+            if take(self, key, MISSING) is MISSING:  # a comparison of the key has removed it
+                return False
+            self._forget(key, value, cause, gone)
+        except BaseException:
+            self._leave(key, value, cause, gone)
+            raise
         return True
+
+    def _leave(self, key: Any, value: Any, cause: Cause, gone: list[Gone]) -> None:
+        """An exception came while *key* was taken out: record it if it is out, and forget all else of it."""
+        if _look(self, key, MISSING) is not value and (not gone or gone[-1][2] is not value):
+            self._record((self, key, value, cause, None, None, self._loops.get(key)), gone)
+        self._repair()
 
     def _forget(
         self,
@@ -1057,13 +1148,16 @@ class Registry(Kernel[K, V]):
             self._resize(key, 0)
             self._sizes.pop(key, None)
         if self._loops:
-            loop = self._loops.pop(key, None)
-        self._counts[cause] = self._counts.get(cause, 0) + 1
+            loop = self._loops.get(key)
         if self._is_revivable(cause) and type(value) not in STRONG and getrefcount(value) > PASSED_ON:
             self._keep_tail(key, value)
         if self._keeper is not None:
             self._keeper.left(key, value, cause, adrift=self._in_tail(key, MISSING) is value)
-        gone.append((self, key, value, cause, age, idle_for, loop))
+        self._record((self, key, value, cause, age, idle_for, loop), gone)
+        if loop is not None:
+            self._loops.pop(key, None)
+        if _has(self, key):  # a finalizer has written it anew in the middle of this
+            self._repair()
 
     def _is_revivable(self, cause: Cause) -> bool:
         # With a store, idle is no end: the entry is there as before, only not in memory.
@@ -1071,18 +1165,28 @@ class Registry(Kernel[K, V]):
 
     def _tell(self, gone: list[Gone]) -> None:
         """Run the hooks for what left. No lock is held; what they raise is logged and counted."""
-        for registry, key, value, cause, age, idle_for, loop in gone:
+        for index, record in enumerate(gone):
+            if record is _DONE:
+                continue  # told already, by a call that was interrupted later
+            registry, key, value, cause, age, idle_for, loop = record
             limits = registry._limits
             hook = limits.on_evict
-            if hook is not None:
+            releases = registry._releases if limits.close is not None and cause.ours else None
+            if hook is not None and key is not _TOLD:
                 owner = registry._owner()
                 removal = Removal(key, value, cause, owner, age, idle_for, registry._name)
+                left = (registry, _TOLD, value, cause, age, idle_for, loop) if releases is not None else _DONE
                 try:
-                    (getattr(owner, hook) if isinstance(hook, str) else hook)(removal)
+                    if isinstance(hook, str):
+                        hook = getattr(owner, hook)
+                    gone[index] = left  # immediately before the call: no signal handler runs between these lines
+                    hook(removal)
                 except HOOK_ERRORS as error:
+                    gone[index] = left
                     registry._hook_failed("on_evict", key, error)
-            if registry._releases is not None and limits.close is not None and cause.ours:
-                registry._releases.start(value, limits.close, loop, required=registry._strict)
+            if releases is not None and limits.close is not None:
+                releases.start(value, limits.close, loop, required=registry._strict, claim=(gone, index))
+            gone[index] = _DONE
 
     def _hook_failed(self, hook: str, key: Any, error: BaseException) -> None:
         self._hook_errors += 1
@@ -1122,23 +1226,40 @@ class Registry(Kernel[K, V]):
         """
         Evict until the bounds hold. *newest* was just put in and stays.
 
-        One thread sweeps and nobody waits for it; looking again after letting go is for those who did not.
+        One thread sweeps and nobody waits for it; looking again after letting go is for those who did not. The broom is
+        no lock, because a signal handler that raises may run right after a lock was acquired. Whoever gets its mark
+        into the dict has the broom, and to take the mark out again is no call.
         """
-        while self._broom.acquire(blocking=False):
-            gone: list[Gone] = []
-            try:
-                kept = self._evict_to_bounds(newest, gone)
-            finally:
-                self._broom.release()
-                self._tell(gone)
-                del gone
-            if not kept:
-                if kept is not None:
-                    self._note_overflow()
-                return
-            if not self._over():
-                self._overflowed = False
-                return
+        mark: list[None] = []
+        broom = self._broom
+        try:
+            while True:
+                gone: list[Gone] = []
+                try:
+                    try:
+                        if broom.setdefault(0, mark) is not mark:
+                            return
+                        kept = self._evict_to_bounds(newest, gone)
+                    finally:
+                        if 0 in broom and broom[0] is mark:
+                            del broom[0]
+                        if gone:
+                            self._tell(gone)
+                except BaseException:
+                    self._tell(gone)
+                    raise
+                finally:
+                    del gone
+                if not kept:
+                    if kept is not None:
+                        self._note_overflow()
+                    return
+                if not self._over():
+                    self._overflowed = False
+                    return
+        except BaseException:
+            self._repair()
+            raise
 
     def _evict_to_bounds(self, newest: Any, gone: list[Gone]) -> bool | None:
         """Whether the bounds hold now; ``None``: soon. What is over goes before what is alive."""
@@ -1161,7 +1282,7 @@ class Registry(Kernel[K, V]):
             full = len(self) + self._promised(key) >= self._bound
         return bool(self._evict_one(Cause.SIZE if full else Cause.BYTES, key, gone))
 
-    def _evict_one(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
+    def _evict_one(self, cause: Cause, newest: Any, gone: list[Gone]) -> bool | None:
         """
         Evict whoever leaves next; ``False`` if everybody is leased, busy, not to be saved, or *newest*.
 
@@ -1171,7 +1292,7 @@ class Registry(Kernel[K, V]):
             return self._evict_from(cause, newest, gone)
         return (self._evict_saved if self._saves else self._evict_from_own_list)(cause, newest, gone)
 
-    def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
+    def _evict_from_own_list(self, cause: Cause, newest: Any, gone: list[Gone]) -> bool | None:
         with self._lock:
             if not self._leases and newest is MISSING:
                 return self._discard_oldest(cause, gone)
@@ -1183,7 +1304,7 @@ class Registry(Kernel[K, V]):
             self._keep_order_beside()
         return self._evict_from(cause, newest, gone)
 
-    def _evict_saved(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
+    def _evict_saved(self, cause: Cause, newest: Any, gone: list[Gone]) -> bool | None:
         """As `_evict_from_own_list`, with a store: whether the oldest is saved is asked with the lock free."""
         skipped = 0
         for _ in range(_SKIPS):
@@ -1222,6 +1343,62 @@ class Registry(Kernel[K, V]):
     def _waits_for_saves(self) -> bool:
         return self._over() or bool(self._parked)
 
+    # Changes that were cut short.
+
+    def _repair(self) -> None:
+        """
+        An exception came in the middle of a change: have all that is kept beside the entries agree with them again.
+
+        If this is interrupted as well, or a key refuses to be compared, the next write does it.
+        """
+        if self._damaged:
+            return
+        self._damaged = True
+        with contextlib.suppress(Exception):
+            with self._lock:
+                self._reconcile()
+            if self._lent:
+                self._remeasure()
+            if self._over():
+                self._sweep()
+            self._damaged = False
+
+    def _mend(self) -> None:
+        """Repair what an earlier operation could not."""
+        self._damaged = False
+        self._repair()
+
+    def _reconcile(self) -> None:
+        """Derive all that is kept beside the entries from them. The lock is held."""
+        order, parked, leases = self._order, self._parked, self._leases
+        oldest(self)  # has a key that went past the registry take its place
+        keys = list(dict.keys(self))
+        for table in (parked, self._sizes, self._lent, self._loops, self._held):
+            for key in [key for key in table or () if not _has(self, key)]:
+                table.pop(key, None)  # type: ignore[union-attr] # there is one
+        if order is None or not (PARKS and isinstance(order, LinkedOrder)):
+            ordered = set(by_recency(self))
+            for key in keys:
+                if key not in ordered and _has(self, key):
+                    move(self, key)
+        if order is not None:
+            order.reconcile({key for key in keys if key in order or not (key in parked or key in leases)})
+        if self._sizes is not None:
+            for key in keys:
+                if key not in self._sizes:
+                    self._sizes[key] = 0
+                    if self._lent is not None:
+                        self._lent[key] = None  # it is measured soon
+            self._bytes = sum(self._sizes.values())
+        if self._tail is not None:
+            for key in [key for key in list(self._tail) if _has(self, key)]:
+                self._tail.pop(key, None)
+        self._restamp(keys)
+        self._choose_paths()
+
+    def _restamp(self, keys: list[Any]) -> None:
+        """Give a time to each entry that has lost its own. The lock is held."""
+
     def _sweep_saved(self) -> None:
         """Something was saved: who had to stay for it may leave now."""
         self._poll_parked(len(self._parked))
@@ -1229,27 +1406,27 @@ class Registry(Kernel[K, V]):
             self._sweep()
 
     def _discard_oldest(self, cause: Cause, gone: list[Gone]) -> bool:
-        try:
-            key, value = take_oldest(self, last=False)
-        except KeyError:  # others deleted meanwhile
-            return False
-        self._forget(key, value, cause, gone)
-        return True
+        key = oldest(self)
+        return key is not MISSING and self._discard(key, cause, gone)
 
     def _keep_order_beside(self) -> None:
         """So many are leased that stepping over them costs more than an order without them. The lock is held."""
-        order = LinkedOrder(self, moves=self._moves)
-        for key in list(by_recency(self)):
-            if key in self._leases:
-                self._parked[key] = None
-                order.discard(key)
-            else:
-                order.add(key)
-        self._order_uses()
-        self._order = order
-        self._choose_paths()
+        try:
+            order = LinkedOrder(self, moves=self._moves)
+            for key in list(by_recency(self)):
+                if key in self._leases:
+                    self._parked[key] = None
+                    order.discard(key)
+                else:
+                    order.add(key)
+            self._order_uses()
+            self._order = order
+            self._choose_paths()
+        except BaseException:
+            self._repair()
+            raise
 
-    def _evict_from(self, cause: Cause, newest: Any, gone: list[Any]) -> bool | None:
+    def _evict_from(self, cause: Cause, newest: Any, gone: list[Gone]) -> bool | None:
         order = self._order
         assert order is not None
         spared: list[Any] = []
@@ -1286,6 +1463,9 @@ class Registry(Kernel[K, V]):
                         self._stamp_use(key)
                     elif self._discard(key, cause, gone):
                         return True
+        except BaseException:
+            self._repair()  # a key may be out of the order
+            raise
         finally:
             if spared:
                 with self._lock:
@@ -1313,21 +1493,25 @@ class Registry(Kernel[K, V]):
         with self._lock:  # at once: to find the first of a dict is a search where many others were first
             oldest_parked = list(itertools.islice(self._parked, most))
         for key in oldest_parked:
-            with self._lock:
-                if self._parked.pop(key, MISSING) is MISSING:  # another thread asks about it, or it was used
-                    continue
-                if key in self._leases:
-                    self._parked[key] = None
-                    continue
-            entry: Entry[Any, Any] = Entry(key, _look(self, key, MISSING), self._owner())
-            busy = self._limits.busy is not None and entry.value is not MISSING and self._is_busy(entry)
-            with self._lock:
-                if not _has(self, key) or key in order:
-                    continue
-                if busy or self._is_unsaved(key):
-                    self._parked[key] = None
-                else:
-                    order.add(key)
+            try:
+                with self._lock:
+                    if self._parked.pop(key, MISSING) is MISSING:  # another thread asks about it, or it was used
+                        continue
+                    if key in self._leases:
+                        self._parked[key] = None
+                        continue
+                entry: Entry[Any, Any] = Entry(key, _look(self, key, MISSING), self._owner())
+                busy = self._limits.busy is not None and entry.value is not MISSING and self._is_busy(entry)
+                with self._lock:
+                    if not _has(self, key) or key in order:
+                        continue
+                    if busy or self._is_unsaved(key):
+                        self._parked[key] = None
+                    else:
+                        order.add(key)
+            except BaseException:
+                self._repair()
+                raise
 
     def _is_busy(self, entry: Entry[Any, Any]) -> bool:
         """Ask the user's *busy*. What cannot answer is treated as busy: nothing in use may be lost."""
@@ -1337,8 +1521,8 @@ class Registry(Kernel[K, V]):
         # again.
         thread, asking = threading.get_ident(), self._asking
         outermost = thread not in asking
-        asking.add(thread)
         try:
+            asking.add(thread)
             if callable(busy):
                 return bool(busy(entry))
             state = self._answer(entry.value, busy or "")
@@ -1460,8 +1644,9 @@ class Registry(Kernel[K, V]):
         """Note what *key* weighs now. The lock is held."""
         sizes = self._sizes
         if sizes is not None:
-            self._bytes += size - sizes.get(key, 0)
+            more = size - sizes.get(key, 0)
             sizes[key] = size
+            self._bytes += more  # no signal handler runs between these two lines
 
     def _lend(self, key: Any) -> None:
         """A value that was read may be changed in place by its reader: measure it again, soon."""
@@ -1527,8 +1712,8 @@ class Registry(Kernel[K, V]):
             rank = self._rank(key, value)
             with self._lock:
                 if _look(self, key, MISSING) is value and key not in self._leases:
-                    self._parked.pop(key, None)
                     order.rank(key, rank)
+                    self._parked.pop(key, None)
 
     def evict(self, key: K) -> bool:
         """
@@ -1547,15 +1732,20 @@ class Registry(Kernel[K, V]):
         if self._saves and key not in self._leases and not self._may_leave(key, entry.value):
             return False
         gone: list[Gone] = []
-        with self._lock:
-            evicted = (
-                key not in self._leases
-                and _look(self, key, MISSING) is entry.value
-                and not self._is_unsaved(key)
-                and self._discard(key, Cause.PRESSURE, gone)
-            )
-        self._tell(gone)
-        return evicted
+        try:
+            try:
+                with self._lock:
+                    return (
+                        key not in self._leases
+                        and _look(self, key, MISSING) is entry.value
+                        and not self._is_unsaved(key)
+                        and self._discard(key, Cause.PRESSURE, gone)
+                    )
+            finally:
+                self._tell(gone)
+        except BaseException:
+            self._tell(gone)
+            raise
 
     def expire(self) -> int:
         """Drop everything whose time is over, now; says how many left. The janitor does it by itself."""
@@ -1577,15 +1767,19 @@ class Registry(Kernel[K, V]):
         entries, size = self._target(to)
         gone: list[Gone] = []
         try:
-            self._expire_due(gone)
-            self._poll_parked(len(self))
-            before = len(gone)
-            while len(self) > entries or (size is not None and self._bytes > size):
-                if not self._evict_one(Cause.PRESSURE, MISSING, gone):
-                    break
-            return self._entries_of(gone[before:])
-        finally:
+            try:
+                self._expire_due(gone)
+                self._poll_parked(len(self))
+                before = len(gone)
+                while len(self) > entries or (size is not None and self._bytes > size):
+                    if not self._evict_one(Cause.PRESSURE, MISSING, gone):
+                        break
+                return self._entries_of(gone[before:])
+            finally:
+                self._tell(gone)
+        except BaseException:
             self._tell(gone)
+            raise
 
     def _entries_of(self, gone: list[Gone]) -> int:
         """How many entries these removals were."""
@@ -1861,9 +2055,15 @@ class Registry(Kernel[K, V]):
     def _drop_stale(self, key: Any, error: StoreError) -> None:
         """Somebody else has saved *key*: what is in memory is out of date, and no look-up may find it any more."""
         gone: list[Gone] = []
-        with self._lock:
-            self._let_stale_go(key, error, gone)
-        self._tell(gone)
+        try:
+            try:
+                with self._lock:
+                    self._let_stale_go(key, error, gone)
+            finally:
+                self._tell(gone)
+        except BaseException:
+            self._tell(gone)
+            raise
 
     def _let_stale_go(self, key: Any, error: StoreError, gone: list[Gone]) -> None:
         """As `_drop_stale`; the lock is held, and *gone* is to be told when it is not."""
@@ -1983,7 +2183,7 @@ class Registry(Kernel[K, V]):
     def _after_fork(self) -> None:
         # Whoever held the locks, or was creating a value, is a thread that this process does not have.
         self._lock = threading.RLock()
-        self._broom = threading.Lock()
+        self._broom = {}
         self._flights = {}
         self._places = None
         self._copies = {}
@@ -2039,11 +2239,18 @@ class Timed(Registry[K, V]):
         if now < self._due or (self._asking and threading.get_ident() in self._asking):
             return
         gone: list[Gone] = []
-        self._expire_due(gone)
-        # Idle for too long, with a store: it would be saved, dropped and loaded again. It is just being used.
-        if now >= self._due and (cause := self._over_by(key)) is not None and not (self._saves and cause is Cause.IDLE):
-            self._expire_one(key, cause, gone)
-        self._tell(gone)
+        try:
+            try:
+                self._expire_due(gone)
+                # Idle for too long, with a store: it would be saved, dropped and loaded again. It is just being used.
+                late = None if now < self._due else self._over_by(key)
+                if late is not None and not (self._saves and late is Cause.IDLE):
+                    self._expire_one(key, late, gone)
+            finally:
+                self._tell(gone)
+        except BaseException:
+            self._tell(gone)
+            raise
 
     def _over_by(self, key: Any) -> Cause | None:
         """Why the time of *key* is over, or ``None`` if it is not; what is leased has time."""
@@ -2115,19 +2322,17 @@ class Timed(Registry[K, V]):
         return self._expire_one(key, cause, gone)
 
     def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
-        found = self._extract(key)
-        if found is None:
+        value = _look(self, key, MISSING)
+        if value is MISSING:
             return False
-        value, written, used = found
-        self._forget_timed(key, cause, gone, value, written, used)
-        return True
-
-    def _discard_oldest(self, cause: Cause, gone: list[Gone]) -> bool:
         try:
-            key, value, written, used = self._extract_oldest()
-        except KeyError:  # others deleted meanwhile
-            return False
-        self._forget_timed(key, cause, gone, value, written, used)
+            found = self._extract(key)
+            if found is None:
+                return False
+            self._forget_timed(key, cause, gone, *found)
+        except BaseException:
+            self._leave(key, value, cause, gone)
+            raise
         return True
 
     def _forget_timed(
@@ -2215,8 +2420,8 @@ class Timed(Registry[K, V]):
         if self._held:
             key, (again, stamp) = next(iter(self._held.items()))
             if now >= again:
-                del self._held[key]
                 self._write_first(key, stamp)  # its time is over already
+                del self._held[key]  # last: no moment may come at which it has no time
                 return self._next_due()
             soonest = min(soonest, again)
         if limits.idle is not None and (first := self._first_used()) is not None:
@@ -2231,8 +2436,20 @@ class Timed(Registry[K, V]):
         """What is in use when its time is over: look at it again later. The lock is held."""
         if cause is Cause.IDLE:
             self._touch(key)  # in use is used
-        elif (stamp := self._unwrite(key)) is not None:
+        elif (stamp := self._written_at(key)) is not None:
             self._held[key] = (self._now() + self._slack(), stamp)
+            self._unwrite(key)  # last: no moment may come at which it has no time
+
+    def _restamp(self, keys: list[Any]) -> None:
+        """Give a time to each entry that has lost its own. The lock is held."""
+        limits = self._limits
+        for key in keys:
+            if (limits.ttl is not None and self._written_at(key) is None and key not in self._held) or (
+                limits.idle is not None and self._used_at(key) is None
+            ):
+                self._stamp_write(key)
+        self._due = min(self._due, self._now())  # looked up anew by the next operation
+        self._watched = bool(getattr(limits.timer, "manual", False))
 
     def _slack(self) -> float:
         """How late the janitor may be: 5 % of the shortest limit or a second is promised, half of that is aimed for."""
@@ -2258,6 +2475,9 @@ class Timed(Registry[K, V]):
                 # No thread can be started: for the moment, or because the interpreter goes down. That is not the
                 # fault of who writes; the next one tries again.
                 self._watched = False
+            except BaseException:  # a signal handler has raised: the next write tries again
+                self._watched = False
+                raise
 
     def _visit(self) -> float | None:
         """Drop what is due; say when the next is. Called by the janitor."""
@@ -2279,18 +2499,30 @@ class Timed(Registry[K, V]):
 
     def _settle_held(self, key: Any) -> None:
         gone: list[Gone] = []
-        if (cause := self._over_by(key)) is not None:
-            self._expire_one(key, cause, gone)
-        self._tell(gone)
+        try:
+            try:
+                if (cause := self._over_by(key)) is not None:
+                    self._expire_one(key, cause, gone)
+            finally:
+                self._tell(gone)
+        except BaseException:
+            self._tell(gone)
+            raise
 
     def expire(self) -> int:
         """Drop everything whose time is over, now; says how many left. The janitor does it by itself."""
         expired = 0
         while True:
             gone: list[Gone] = []
-            looked = self._expire_due(gone)
-            expired += self._entries_of(gone)
-            self._tell(gone)
+            try:
+                try:
+                    looked = self._expire_due(gone)
+                    expired += self._entries_of(gone)
+                finally:
+                    self._tell(gone)
+            except BaseException:
+                self._tell(gone)
+                raise
             if not looked:
                 return expired
 

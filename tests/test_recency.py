@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hygiene import Registry
 from hygiene.kernel import LinkedOrder
-from hygiene.recency import CachetoolsOrder, ImportanceOrder
+from hygiene.recency import CachetoolsOrder, FrequencyOrder, ImportanceOrder
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(["add", "touch", "discard", "pop"]), st.integers(0, 5)))
 
@@ -107,3 +107,77 @@ def test_ranking_one_key_for_ever_takes_no_memory() -> None:
 
     assert len(order._heap) <= 2 * 10 + 65
     assert list(range(10)) == [order.pop() for _ in range(10)]
+
+
+@given(ACTIONS)
+def test_least_frequently_used_first_and_among_equals_the_oldest_use(actions: list[tuple[str, int]]) -> None:
+    """A write counts as a use; a key that was taken out begins again."""
+    order = FrequencyOrder()
+    ranks: dict[int, tuple[int, int]] = {}
+    for serial, (action, key) in enumerate(actions):
+        if action == "add":
+            order.add(key)
+            ranks[key] = (ranks.get(key, (0, 0))[0] + 1, serial)
+        elif action == "touch":
+            assert (key in ranks) is order.touch(key)
+            if key in ranks:
+                ranks[key] = (ranks[key][0] + 1, serial)
+        elif action == "discard":
+            order.discard(key)
+            ranks.pop(key, None)
+        elif ranks:
+            victim = min(ranks, key=lambda key: ranks[key])
+            assert victim == order.pop()
+            del ranks[victim]
+        else:
+            with pytest.raises(KeyError):
+                order.pop()
+        assert [key in ranks for key in range(6)] == [key in order for key in range(6)]
+
+
+def test_using_one_key_for_ever_takes_no_memory() -> None:
+    """A use changes a number; only a key that comes anew enters the heap."""
+    order = FrequencyOrder()
+    for i in range(10_000):
+        order.add(i % 10)
+    for i in range(10_000):
+        order.discard(i % 10)
+        order.add(i % 10)
+
+    assert len(order._heap) <= 2 * 10 + 65
+
+
+@pytest.mark.parametrize("order", [FrequencyOrder(), ImportanceOrder(), CachetoolsOrder(cachetools.LFUCache)])
+def test_an_order_is_reconciled_with_the_keys_there_are(order: Any) -> None:
+    """Keys that are missing come in, all others leave."""
+    for key in range(6):
+        order.add(key)
+    order.discard(5)
+
+    order.reconcile({2, 3, 4, 5, 6})
+
+    assert [key in order for key in range(8)] == [False, False, True, True, True, True, True, False]
+    assert {order.pop() for _ in range(5)} == {2, 3, 4, 5, 6}
+
+
+def test_a_cachetools_class_is_made_anew_after_an_exception_in_the_middle_of_it() -> None:
+    """A cache that was interrupted may be damaged; the next change begins with a new one."""
+
+    class Fragile(cachetools.LRUCache):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            super().__setitem__(key, value)
+            if key == "interrupted" and len(interruptions) < 1:
+                interruptions.append(key)
+                raise InterruptedError
+
+    interruptions: list[Any] = []
+    order = CachetoolsOrder(Fragile)
+    order.add("one")
+    damaged = order._cache
+    with pytest.raises(InterruptedError):
+        order.add("interrupted")
+    order.add("two")
+
+    assert order._cache is not damaged
+    assert "one" in order
+    assert "two" in order

@@ -317,7 +317,7 @@ cdef extern from *:
         Clear tp_clear
 
 # The description that this body was written after; see `hygiene.kernel.pure`.
-INTERFACE = 1
+INTERFACE = 2
 bytes_warn = sys.flags.bytes_warning
 
 # Whether an order of entries that may leave (`LinkedOrder`) is a view of the kernel's own.
@@ -970,13 +970,18 @@ cdef class Kernel(OrderedDict):
                 return
         self._put_in(key, value, self.moves, now)
         if self.tail_data is not None and dict_size(self.tail_data):
-            self.tail.pop(key, None)
+            dict_pop(self.tail_data, key, None)  # not its own `pop`, in the middle of which a signal handler may raise
         # Everybody who inserts looks, so nobody's surplus stays.
         if dict_size(self) > self._bound:
-            if not dict_size(self._leases):
-                self._evict()
-            if dict_size(self) > self._bound:
-                self._sweep(key)
+            try:
+                if not dict_size(self._leases):
+                    self._evict()
+                if dict_size(self) > self._bound:
+                    self._sweep(key)
+            except BaseException:  # a signal handler has raised: the bound holds all the same
+                if dict_size(self) > self._bound:
+                    self._sweep(key)
+                raise
 
     def __delitem__(self, key):
         self._remove(key)
@@ -1286,6 +1291,15 @@ cdef class LinkedOrder:
         cdef int32_t i = kernel._first_node()
         kernel._unlink(i)
         return <object>kernel.nodes[i].key
+
+    def reconcile(self, keys):
+        """Hold exactly *keys* from now on: add those that are missing, and discard every other key."""
+        cdef Kernel kernel = self._of()
+        for key in [key for key in by_recency(kernel) if key not in keys]:
+            self.discard(key)
+        for key in keys:
+            if key not in self:
+                self.add(key)
 
     def __contains__(self, key):
         cdef Kernel kernel = self._of()

@@ -12,7 +12,7 @@ import itertools
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from operator import length_hint
 from typing import Any, TypeVar, overload
 
@@ -46,7 +46,7 @@ D = TypeVar("D")
 T = TypeVar("T")
 
 # Counts what changes in the package's description of a kernel, so that a body that was built before is not taken.
-INTERFACE = 1
+INTERFACE = 2
 # What a look-up finds where there is nothing, since ``None`` is a value.
 MISSING: Any = object()
 # Types of most keys whose comparison is C code.
@@ -228,12 +228,12 @@ class Kernel(OrderedDict[K, V]):
             # What is overwritten dies last: an OrderedDict that its ``__del__`` changes in the middle of a write keeps
             # a key that the dict has no more, which breaks the bound, and crashes ``popitem`` of CPython 3.13.0.
             held = _look(self, key)  # noqa: F841
-        store(self, key, value)
         try:
+            store(self, key, value)
             move(self, key)
             tail = self._tail
             if tail is not None and tail.data:  # asking for its length runs Python code
-                tail.pop(key, None)
+                tail.data.pop(key, None)  # one call of C, unlike its own `pop`: no signal handler runs in the middle
             # Everybody who inserts looks, so nobody's surplus stays. Threads that look at the same moment may evict
             # one entry more than they had to, never one less.
             if len(self) > self._bound and not self._leases:
@@ -251,6 +251,10 @@ class Kernel(OrderedDict[K, V]):
                             break
         except KeyError:  # evicted already, by threads that inserted more than the bound meanwhile
             return
+        except BaseException:  # a signal handler has raised: the bound holds all the same
+            if len(self) > self._bound:
+                self._sweep(key)
+            raise
         if len(self) > self._bound:
             self._sweep(key)
 
@@ -396,7 +400,11 @@ class Kernel(OrderedDict[K, V]):
 
     def _reinsert(self, key: Any) -> None:
         """Put an entry that is here at the end of the order of insertion, which everybody sees, and of recency."""
-        store(self, key, take(self, key))
+        value = _fetch(self, key)
+        try:
+            take(self, key)
+        finally:  # also if a signal handler raises right after that
+            store(self, key, value)
 
     def _order_uses(self) -> None:
         """From now on times of use have an order of their own, which begins as that of the entries."""
@@ -507,6 +515,14 @@ class LinkedOrder:
     def pop(self) -> Any:
         """Take out the key that leaves next; ``KeyError`` if there is none."""
         return self._keys.popitem(last=False)[0]
+
+    def reconcile(self, keys: Collection[Hashable]) -> None:
+        """Hold exactly *keys* from now on: add those that are missing, and discard every other key."""
+        for key in [key for key in list(self._keys) if key not in keys]:
+            self.discard(key)
+        for key in keys:
+            if key not in self._keys:
+                self.add(key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys

@@ -11,6 +11,7 @@ import cachetools
 import pytest
 
 from hygiene.errors import HygieneError, RegistryFull
+from hygiene.kernel import compiled
 from hygiene.registry import Registry
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -202,3 +203,67 @@ def test_refusals_survive_pickling() -> None:
 
     assert isinstance(error, HygieneError)
     assert "no room" == str(error)
+
+
+class Comparing:
+    """A key that does something when it is compared."""
+
+    happens: Any = None
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        if Comparing.happens is not None:
+            Comparing.happens()
+        return isinstance(other, Comparing) and self.number == other.number
+
+
+COUNTED: dict[str, dict[str, Any]] = {
+    "lfu": {"policy": "lfu"},
+    "importance": {"policy": "importance", "importance": lambda entry: 1.0},
+    "LFUCache": {"policy": cachetools.LFUCache},
+    "busy": {"busy": lambda entry: False},
+    "max_bytes": {"max_bytes": 500, "getsizeof": lambda value: 100},
+    "ttl": {"ttl": 60},
+    "lru": {},
+}
+
+
+@pytest.mark.parametrize("limits", COUNTED.values(), ids=COUNTED)
+# An OrderedDict, on which the kernel in Python stands, does not survive a comparison that changes it.
+@pytest.mark.parametrize("change", ["raise", "clear", "pop", "write"] if compiled else ["raise"])
+def test_a_key_may_raise_or_change_the_registry_when_it_is_compared(limits: dict[str, Any], change: str) -> None:
+    """The key's own exception comes through, or the write succeeds; then the bound and the counts are right."""
+    for at in range(1, 25):
+        registry: Registry[Any, Any] = Registry({Comparing(i): i for i in range(5)}, maxsize=5, **limits)
+        seen = 0
+
+        def happens(at: int = at, registry: Registry[Any, Any] = registry) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == at:
+                Comparing.happens = None
+                if change == "raise":
+                    raise InterruptedError
+                if change == "clear":
+                    registry.clear()
+                elif change == "pop":
+                    registry.pop(Comparing(0), None)
+                else:
+                    registry.update({Comparing(20 + i): i for i in range(6)})
+
+        Comparing.happens = happens
+        try:
+            registry[Comparing(9)] = 9
+        except InterruptedError:
+            assert change == "raise"
+        finally:
+            Comparing.happens = None
+        registry.update({Comparing(30 + i): i for i in range(12)})
+
+        assert 5 == len(registry)
+        assert registry.stats().bytes in (None, 500)

@@ -476,7 +476,7 @@ def hold():
     with contextlib.ExitStack() as stack:
         for registry in (plain, told, busy, group.rows):
             stack.enter_context(registry._lock)
-            stack.enter_context(registry._broom)
+            registry._broom[0] = []
         held.set()
         release.wait(30)
 
