@@ -23,6 +23,7 @@ Stacked decorators and decorated subclasses merge plans, the outermost explicit 
 
 from __future__ import annotations
 
+import array
 import contextlib
 import dataclasses
 import difflib
@@ -34,14 +35,14 @@ import threading
 import types
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast, is_typeddict
 
 from hygiene.adoption import adopt, retire
 from hygiene.group import Group
 from hygiene.history import History, history_type
 from hygiene.limits import Limits
-from hygiene.registry import Registry
+from hygiene.registry import Registry, converted
 
 if sys.version_info >= (3, 14):
     import annotationlib
@@ -113,6 +114,7 @@ class _HistoryOptions(TypedDict, total=False):
     on_trim: Callable[[list[Any]], Any] | None
     summarize: Callable[[list[Any]], Any] | None
     compact: bool
+    depth: int
 
 
 def bounded_registry(
@@ -134,12 +136,14 @@ def bounded_registry(
             ``None`` for no bound on the number.
         **limits: Every other keyword of `Registry`, and two more. *key*: for a column whose keys are not the shared
             ones, a function that derives the shared key: ``key={"blobs": lambda k: k[0]}``. *depth*: ``1`` bounds the
-            dicts one level below, ``tasks[owner][task_id]``, each in its own right, and the outer one not at all.
+            dicts one level below, ``tasks[owner][task_id]``, each in its own right. A decorator without *depth*,
+            stacked above or below it, bounds the outer dict.
 
     Raises:
         AttributeError: at decoration, the class never mentions an attribute of this name.
         TypeError: at decoration, this is no class, or the attribute cannot be bounded; at the assignment, it was
-            given something that is neither a dict nor ``None``.
+            given something that is neither a dict nor ``None``; with *depth*, at a write, the value is a container
+            that cannot be bounded, such as a set.
         ValueError: a limit is out of its range.
     """
     return Plan.of_registry("bounded_registry", attributes, {"maxsize": maxsize, **limits}).decorate
@@ -186,7 +190,8 @@ def bounded_history(*attributes: str, **limits: Unpack[_HistoryOptions]) -> Call
 
     Args:
         attributes: Names of attributes that hold lists, of instances or of the class.
-        **limits: The keywords of `History`; at least one of *maxlen*, *max_tokens* and *max_bytes*.
+        **limits: The keywords of `History`; at least one of *maxlen*, *max_tokens* and *max_bytes*. And *depth*: ``1``
+            bounds the lists in a dict, ``chats[user]``, each in its own right.
 
     Raises:
         AttributeError: at decoration, the class never mentions an attribute of this name.
@@ -245,11 +250,12 @@ class Plan:
     family: Family
     names: tuple[str, ...]
     limits: Limits
-    history: Mapping[str, Any]
+    history: Mapping[str, Any]  # of the lists: of the attribute itself, or of those in the dict
     by_default: bool
     keys: Mapping[str, Callable[[Any], Any]]
-    depth: int
     by: str
+    inner: Limits | None = None  # of each dict in the dict (depth=1)
+    inner_by_default: bool = False
     # How another module's family makes its container: called with the value and a label.
     make: Callable[[Any, str], Any] | None = None
 
@@ -257,12 +263,12 @@ class Plan:
     def of_family(cls, by: str, attributes: tuple[str, ...], family: Family, make: Callable[[Any, str], Any]) -> Plan:
         """A plan for a *family* from elsewhere, whose containers have no limits."""
         names = checked_names(by, attributes, family.verb)
-        return cls(family, names, Limits(), {}, by_default=False, keys={}, depth=0, by=by, make=make)
+        return cls(family, names, Limits(), {}, by_default=False, keys={}, by=by, make=make)
 
     @classmethod
     def of_registry(cls, by: str, attributes: tuple[str, ...], keywords: dict[str, Any]) -> Plan:
         names = checked_names(by, attributes)
-        keys, depth = keywords.pop("key", None) or {}, keywords.pop("depth", 0)
+        keys, depth = keywords.pop("key", None) or {}, _depth(by, keywords)
         by_default = keywords.get("maxsize") is _DEFAULT_MAXSIZE
         if by_default:
             del keywords["maxsize"]
@@ -275,24 +281,25 @@ class Plan:
                 f"{by}: key names {strangers[0]!r}, which is not among the attributes of this call "
                 f"({', '.join(names)}). Name the attribute, too"
             )
-        if isinstance(depth, bool) or depth not in (0, 1):
-            raise ValueError(f"{by}: depth must be 0 (the dict itself) or 1 (the dicts in it); found {depth!r}")
-        if depth and (len(names) > 1 or keys):
-            raise ValueError(
-                f"{by}: depth=1 bounds each inner dict by itself, so it takes one attribute and no key; found "
-                f"{', '.join(names)}. Write one decorator for each attribute"
-            )
+        if depth:
+            _refuse_deep_group(by, names, keys)
         limits = Limits.of(**keywords)
-        _refuse_deep_store(by, names, limits, depth)
-        return cls(_DICTS, names, limits, {}, by_default, dict(keys), depth, by)
+        if depth:
+            plan = cls(_DICTS, names, Limits(), {}, False, {}, by, limits, by_default)  # noqa: FBT003 - in their order
+            plan._refuse_deep_store()
+            return plan
+        return cls(_DICTS, names, limits, {}, by_default, dict(keys), by)
 
     @classmethod
     def of_history(cls, by: str, attributes: tuple[str, ...], keywords: dict[str, Any]) -> Plan:
         names = checked_names(by, attributes)
+        depth = _depth(by, keywords)
         if all(keywords.get(limit) is None for limit in ("maxlen", "max_tokens", "max_bytes")):
             raise ValueError(f"{by} needs a limit: give at least one of maxlen, max_tokens, max_bytes")
         History((), **keywords)  # complains here about what it would complain about in every constructor
-        return cls(_LISTS, names, Limits(), keywords, by_default=False, keys={}, depth=0, by=by)
+        if depth:
+            _refuse_deep_group(by, names, {}, "list")
+        return cls(_DICTS if depth else _LISTS, names, Limits(), keywords, by_default=False, keys={}, by=by)
 
     def decorate(self, cls: C) -> C:
         """Bound the attributes of *cls* from now on."""
@@ -305,6 +312,7 @@ class Plan:
         holders = {name: find(cls, name) for name in self.names}
         for name, (_, value) in holders.items():
             check_attribute(cls, name, value, source, self)
+            self.check_content(value, cls, name)
         self._check_hook(cls, source)
         shared = [name for name, (_, value) in holders.items() if isinstance(value, self.family.takes)]
         if shared and len(shared) < len(self.names) and self.family is _DICTS:
@@ -318,9 +326,11 @@ class Plan:
 
     def _check_hook(self, cls: type, source: Source) -> None:
         """A method that is not there would be missed at the first removal, in a log."""
-        hook = self.limits.on_evict
-        if not isinstance(hook, str):
-            return
+        for limits in (self.limits, self.inner):
+            if limits is not None and isinstance(limits.on_evict, str):
+                self._check_method(cls, source, limits.on_evict)
+
+    def _check_method(self, cls: type, source: Source, hook: str) -> None:
         method = getattr(cls, hook, None)
         if inspect.iscoroutinefunction(method):
             raise TypeError(
@@ -336,24 +346,31 @@ class Plan:
     def merged(self, outer: Plan) -> Plan:
         """This plan with the arguments of *outer*, which was applied later, on top."""
         if self.family is not outer.family:
-            raise TypeError(f"{', '.join(outer.names)} cannot be both {self.family.wanted} and {outer.family.wanted}")
+            raise TypeError(
+                f"{', '.join(outer.names)} cannot be both {self.family.wanted} and {outer.family.wanted}. "
+                f"For the lists in a dict give bounded_history depth=1"
+            )
         names = self.names if set(outer.names) <= set(self.names) else outer.names
-        depth = max(self.depth, outer.depth)
-        if depth and len(names) > 1:
+        inner = self.inner
+        if outer.inner is not None:
+            inner = outer.inner if inner is None else _on_top(inner, outer.inner)
+        history = {**self.history, **outer.history}
+        if (inner is not None or (history and self.family is _DICTS)) and len(names) > 1:
             raise ValueError(f"{', '.join(names)} share one life, so {outer.by} cannot bound them with depth=1")
-        limits = self.limits.merge(**{name: getattr(outer.limits, name) for name in outer.limits.given})
-        _refuse_deep_store(outer.by, names, limits, depth)
-        return Plan(
+        plan = Plan(
             self.family,
             names,
-            limits,
-            {**self.history, **outer.history},
+            _on_top(self.limits, outer.limits),
+            history,
             self.by_default or outer.by_default,
             {**self.keys, **outer.keys},
-            depth,
             outer.by,
+            inner,
+            self.inner_by_default or outer.inner_by_default,
             self.make,
         )
+        plan._refuse_deep_store()
+        return plan
 
     def onto(self, earlier: Iterable[Plan], owner: object) -> Plan:
         """This plan on top of those that the attributes of *owner* are under already."""
@@ -370,9 +387,17 @@ class Plan:
     @functools.cached_property
     def final(self) -> Limits:
         """The limits with the default bound, where nobody chose one."""
-        if self.by_default and "maxsize" not in self.limits.given:
-            return self.limits.merge(maxsize=int(_DEFAULT_MAXSIZE))
-        return self.limits
+        return _with_default(self.limits) if self.by_default else self.limits
+
+    @functools.cached_property
+    def final_inner(self) -> Limits | None:
+        """The limits of each dict in the dict, with the default bound; ``None``: they have none."""
+        return _with_default(self.inner) if self.inner is not None and self.inner_by_default else self.inner
+
+    @property
+    def deep(self) -> bool:
+        """Whether there are bounds for the containers in the dict."""
+        return self.family is _DICTS and (self.inner is not None or bool(self.history))
 
     @property
     def grouped(self) -> bool:
@@ -403,23 +428,89 @@ class Plan:
             return kind(value, **self.history)
         if group is not None:
             return group.adopt(name, _plain(value) if isinstance(value, Registry) else value)
-        label = self.final.name or f"{name_of(owner)}.{name}"
-        if self.depth:
-            inner = functools.partial(_adopt_inner, self.final, _weakly(owner), f"{label}[*]")
-            return adopt(value, Limits.of(values=inner), owner=owner, name=label)
-        return adopt(value, self.final, owner=owner, name=label)
+        named = self.final.name or (None if self.inner is None else self.inner.name)
+        label = named or f"{name_of(owner)}.{name}"
+        if not self.deep:
+            return adopt(value, self.final, owner=owner, name=label)
+        self.check_content(value, owner, name)
+        inner = functools.partial(_adopt_inner, self, _weakly(owner), label, self.final.values)
+        return adopt(value, self.final.merge(values=inner), owner=owner, name=label)
+
+    def check_content(self, value: Any, owner: object, name: str) -> None:
+        """Refuse a dict whose values cannot be bounded, before anything has changed."""
+        if not self.deep or not isinstance(value, dict) or _DICTS.bounded(value):
+            return
+        if self.final.values is not None:  # the values are not yet what they will be
+            return
+        label = f"{name_of(owner)}.{name}"
+        factory = value.default_factory if isinstance(value, (defaultdict, Registry)) else None
+        if isinstance(factory, type):
+            accepted = *self._bounds_inside(), *_LEAVES
+            if issubclass(factory, _GROWING) and not issubclass(factory, accepted):
+                raise self._refusal_inside(label, factory.__name__)
+        for content in list(dict.values(value)):
+            self.check_inside(content, label)
+
+    def check_inside(self, value: Any, label: str) -> None:
+        """Refuse a value of the dict *label* that is a container and cannot be bounded."""
+        if not isinstance(value, _GROWING) or isinstance(value, (*self._bounds_inside(), *_LEAVES, History)):
+            return
+        if isinstance(value, deque) and value.maxlen is not None:
+            return
+        raise self._refusal_inside(label, type(value).__name__)
+
+    def _bounds_inside(self) -> tuple[type, ...]:
+        return (*([] if self.inner is None else [dict]), *([list] if self.history else []))
+
+    def _refusal_inside(self, label: str, kind: str) -> TypeError:
+        takes = " or ".join(name for name, asked in (("dicts", self.inner), ("lists", self.history)) if asked)
+        remedies = {
+            "list": "For lists add bounded_history(..., depth=1)",
+            "dict": "For dicts add bounded_registry(..., depth=1)",
+        }
+        remedy = remedies.get(kind, f"Bound each {kind} where it is made, or leave depth=1 out")
+        return TypeError(f"{self.by}: depth=1 bounds the {takes} in {label}, and cannot bound a {kind}. {remedy}")
+
+    def _refuse_deep_store(self) -> None:
+        if self.inner is not None and not (self.inner.store is self.limits.store is None):
+            raise ValueError(
+                f"{self.by}: a store keeps the entries of one dict by their keys, and depth=1 bounds many dicts; found "
+                f"both for {', '.join(self.names)}. Keep them in one dict by (outer, inner) key"
+            )
 
     def new_group(self, owner: object) -> Group:
         label = self.final.name or f"{name_of(owner)}.{'+'.join(self.names)}"
         return Group(self.final, {name: self.keys.get(name) for name in self.names}, owner=owner, name=label)
 
 
-def _refuse_deep_store(by: str, names: tuple[str, ...], limits: Limits, depth: int) -> None:
-    if depth and limits.store is not None:
+def _depth(by: str, keywords: dict[str, Any]) -> int:
+    """Take *depth* out of the keywords of a decorator."""
+    depth: object = keywords.pop("depth", 0)
+    if isinstance(depth, bool) or depth not in (0, 1):
+        raise ValueError(f"{by}: depth must be 0 (the attribute itself) or 1 (the containers in it); found {depth!r}")
+    return int(depth == 1)
+
+
+def _refuse_deep_group(by: str, names: tuple[str, ...], keys: Mapping[str, Any], kind: str = "dict") -> None:
+    if len(names) > 1 or keys:
         raise ValueError(
-            f"{by}: a store keeps the entries of one dict by their keys, and depth=1 bounds many dicts; found both for "
-            f"{', '.join(names)}. Keep them in one dict by (outer, inner) key"
+            f"{by}: depth=1 bounds each inner {kind} by itself, so it takes one attribute and no key; found "
+            f"{', '.join(names)}. Write one decorator for each attribute"
         )
+
+
+def _on_top(limits: Limits, outer: Limits) -> Limits:
+    """These limits with the explicit ones of *outer*, which was applied later, on top."""
+    return limits.merge(**{name: getattr(outer, name) for name in outer.given})
+
+
+def _with_default(limits: Limits) -> Limits:
+    return limits if "maxsize" in limits.given else limits.merge(maxsize=int(_DEFAULT_MAXSIZE))
+
+
+# Containers that grow, and values that only look like one: no code fills a buffer without end.
+_GROWING = (list, set, deque, MutableMapping, MutableSequence, MutableSet)
+_LEAVES = (bytearray, memoryview, array.array)
 
 
 def _plain(registry: Registry[Any, Any]) -> dict[Any, Any]:
@@ -427,11 +518,18 @@ def _plain(registry: Registry[Any, Any]) -> dict[Any, Any]:
     return dict(registry) if factory is None else defaultdict(factory, registry)
 
 
-def _adopt_inner(limits: Limits, owner: Callable[[], object], label: str, value: Any) -> Any:
-    """A dict inside a registry, bounded in its own right; anything else as it is."""
-    if not isinstance(value, dict) or _DICTS.bounded(value):
-        return value
-    return adopt(value, limits, owner=owner(), name=label)
+def _adopt_inner(
+    plan: Plan, owner: Callable[[], object], label: str, convert: Callable[[Any], Any] | None, value: Any
+) -> Any:
+    """A container inside a registry, bounded in its own right; a value that is no container stays unchanged."""
+    if convert is not None:
+        value = converted(convert, value)
+    if plan.final_inner is not None and isinstance(value, dict):
+        return value if _DICTS.bounded(value) else adopt(value, plan.final_inner, owner=owner(), name=f"{label}[*]")
+    if plan.history and isinstance(value, list):
+        return value if isinstance(value, History) else history_type(type(value))(value, **plan.history)
+    plan.check_inside(value, label)
+    return value
 
 
 def _weakly(owner: object) -> Callable[[], object]:

@@ -70,7 +70,7 @@ class _Options(TypedDict, total=False):
     compact: bool
 
 
-_OF_BOTH = frozenset({"max_bytes", "getsizeof"})
+_OF_BOTH = frozenset({"max_bytes", "getsizeof", "depth"})
 _OF_HISTORIES = frozenset({"maxlen", "max_tokens", "count_tokens", "keep_first", "on_trim", "summarize", "compact"})
 _OF_REGISTRIES = frozenset(_Options.__annotations__) - _OF_HISTORIES - _OF_BOTH
 _BOUNDS = ("maxsize", "max_bytes", "ttl", "idle")
@@ -285,6 +285,7 @@ def _bound_module(module: ModuleType, plan: Plan) -> None:
         found[name] = vars(module)[name]
         if not isinstance(found[name], plan.family.takes):
             raise plan.refusal(module, name, found[name])
+        plan.check_content(found[name], module, name)
     group = plan.new_group(module) if plan.grouped else None
     for name, value in found.items():
         _rebind(value, plan.adopt(value, module, name, group))
@@ -321,6 +322,7 @@ def _bound_object(obj: Any, plan: Plan) -> None:
         value = getattr(obj, name, None)
         if value is not None and not isinstance(value, plan.family.takes) and not plan.bounds(value):
             raise plan.refusal(obj, name, value)
+        plan.check_content(value, obj, name)
     Table.of(cls).add_for(obj, plan)
 
 

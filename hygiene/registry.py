@@ -108,7 +108,7 @@ from hygiene.units import Duration, Size, nbytes
 from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
 from hygiene.writebehind import WriteBehind
 
-__all__ = ["PASSED_ON", "POLLS", "Gone", "Lease", "Registry", "Timed", "make", "referenced"]
+__all__ = ["PASSED_ON", "POLLS", "Gone", "Lease", "Registry", "Timed", "converted", "make", "referenced"]
 
 
 K = TypeVar("K")
@@ -978,15 +978,7 @@ class Registry(Kernel[K, V]):
         return None, None
 
     def _converted(self, value: Any) -> Any:
-        convert: Any = self._limits.values
-        kind = getattr(convert, "func", convert)
-        if isinstance(kind, type):
-            if isinstance(value, kind):
-                return value
-            for base in (list, dict, set):
-                if issubclass(kind, base) and not isinstance(value, base):
-                    return value
-        return convert(value)
+        return converted(self._limits.values, value)
 
     # Removing.
 
@@ -2530,6 +2522,18 @@ class Timed(Registry[K, V]):
 def _same(key: Any, other: Any) -> bool:
     # As in a dict: keys are compared only where their hashes are equal.
     return key is other or (other is not MISSING and hash(key) == hash(other) and bool(key == other))
+
+
+def converted(convert: Any, value: Any) -> Any:
+    """A value as *values* makes it: a class, or a ``partial`` of one, converts only instances of its base."""
+    kind = getattr(convert, "func", convert)
+    if isinstance(kind, type):
+        if isinstance(value, kind):
+            return value
+        for base in (list, dict, set):
+            if issubclass(kind, base) and not isinstance(value, base):
+                return value
+    return convert(value)
 
 
 def _fetch_raw(registry: Registry[K, V], key: K) -> V:

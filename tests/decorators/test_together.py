@@ -307,13 +307,13 @@ def test_depth_bounds_what_a_factory_makes():
     assert {"ann": {1: 1, 2: 2}} == store.tasks
 
 
-def test_depth_leaves_what_is_no_dict():
+def test_depth_leaves_values_that_are_no_containers():
     @bounded_registry("tasks", maxsize=2, depth=1)
     class Store:
         def __init__(self):
-            self.tasks = {"a": 1, "b": [2], "c": {1: 1, 2: 2, 3: 3}}
+            self.tasks = {"a": 1, "b": None, "c": {1: 1, 2: 2, 3: 3}, "d": (1, 2, 3), "e": bytearray(3)}
 
-    assert {"a": 1, "b": [2], "c": {2: 2, 3: 3}} == Store().tasks
+    assert {"a": 1, "b": None, "c": {2: 2, 3: 3}, "d": (1, 2, 3), "e": bytearray(3)} == Store().tasks
 
 
 def test_depth_works_for_objects_that_cannot_be_weakly_referenced():
