@@ -745,7 +745,7 @@ class ListenerDict(_Listeners, dict[Any, Any]):
             return defaultdict(this.default_factory, self._walk())
         return OrderedDict(self._walk()) if isinstance(this, OrderedDict) else dict(self._walk())
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
+    def update(self, /, *args: Any, **kwargs: Any) -> None:
         source = [arg.copy() if isinstance(arg, ListenerDict) else arg for arg in args]
         for name, value in dict(*source, **kwargs).items():
             self[name] = value

@@ -345,7 +345,7 @@ class Registry(Kernel[K, V]):
                 )
             )
             self._begin_keeping()
-        self.update(source)
+        self._fill(source)
 
     _keeper: Keeper | None
     _tail: weakref.WeakValueDictionary[Any, Any] | None
@@ -485,7 +485,8 @@ class Registry(Kernel[K, V]):
         if self._copies and (copied := self._copied(key, sys._getframe(FRAMES))) is not MISSING:
             return cast("V", copied)
         value = self._find(key)
-        return self.__missing__(key) if value is MISSING else cast("V", value)
+        # As in a dict: a ``__missing__`` of the instance has no effect.
+        return type(self).__missing__(self, key) if value is MISSING else cast("V", value)
 
     def _find(self, key: Any) -> Any:
         """The value of *key*, counted as a hit and as used; or `MISSING`, counted as a miss."""
@@ -663,21 +664,23 @@ class Registry(Kernel[K, V]):
             self._release_refused(offer.value)
             raise
 
-    def update(self, *args: Any, **kwargs: V) -> None:
+    def update(self, source: Any = (), /, **kwargs: V) -> None:
         """As ``dict.update``; each entry is put in as by ``r[k] = v``."""
-        if len(args) == 1 and type(args[0]) is dict:
-            entries = args[0]
-        elif len(args) == 1 and isinstance(args[0], Registry):
-            entries = args[0]._snapshot()
-        else:
-            entries = dict(*args)
-        for key, value in list(entries.items()):  # as it is now: a hook, or another thread, may change the source
-            self[key] = value
+        self._fill(source)
         for name, value in kwargs.items():
             self[name] = value  # type: ignore[index] # as in dict: for keys that are strings
 
+    def _fill(self, source: Any) -> None:
+        """What the constructor, ``update`` and ``|=`` do: as in a dict, none of them calls an overridden ``update``."""
+        if isinstance(source, Registry):
+            entries = source._snapshot()
+        else:
+            entries = source if type(source) is dict else dict(source)
+        for key, value in list(entries.items()):  # as it is now: a hook, or another thread, may change the source
+            self[key] = value
+
     def __ior__(self, other: Any) -> Self:  # type: ignore[override] # typeshed spells out the overloads of dict
-        self.update(other)
+        self._fill(other)
         return self
 
     def _put(  # noqa: C901, PLR0912, PLR0915 - a critical section reads best in one piece
@@ -2132,7 +2135,7 @@ class Registry(Kernel[K, V]):
         hookless = {name: getattr(limits, name) for name in limits.given - _HOOKS}
         twin: Self = make(type(self)._copies_as(), Limits.of(**hookless))
         twin.__dict__.update(self.__dict__)
-        twin.update(self)
+        twin._fill(self)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from reprlib import recursive_repr
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,6 +47,7 @@ class RegistryKeys(KeysView[K]):
     def __reversed__(self) -> Iterator[K]:
         return self._mapping._walk_keys(backwards=True)
 
+    @recursive_repr()  # a registry may hold a view of itself
     def __repr__(self) -> str:
         return f"dict_keys({list(self)!r})"
 
@@ -70,6 +72,7 @@ class RegistryValues(ValuesView[V]):
     def __reversed__(self) -> Iterator[V]:
         return (value for _, value in self._mapping._walk_items(backwards=True))
 
+    @recursive_repr()  # a registry may hold a view of itself
     def __repr__(self) -> str:
         return f"dict_values({list(self)!r})"
 
@@ -99,5 +102,6 @@ class RegistryItems(ItemsView[K, V]):
     def __reversed__(self) -> Iterator[tuple[K, V]]:
         return self._mapping._walk_items(backwards=True)
 
+    @recursive_repr()  # a registry may hold a view of itself
     def __repr__(self) -> str:
         return f"dict_items({list(self)!r})"

@@ -308,6 +308,16 @@ def test_repr_of_a_registry_that_holds_itself() -> None:
     assert "{'me': {...}}" == repr(registry)
 
 
+@pytest.mark.parametrize("view", ["keys", "values", "items"])
+def test_repr_of_a_registry_that_holds_a_view_of_itself(registry: Registry[str, Any], view: str) -> None:
+    """It ends with ``...``, as that of a dict does."""
+    plain: dict[str, Any] = dict(CONTENT)
+    plain["view"], registry["view"] = getattr(plain, view)(), getattr(registry, view)()
+
+    assert repr(plain) == repr(registry)
+    assert repr(plain["view"]) == repr(registry["view"])
+
+
 def test_equality_is_that_of_a_dict(registry: Registry[str, int]) -> None:
     """Equal to a dict or an OrderedDict with the same entries, in any order; not hashable."""
     backwards = dict(reversed(CONTENT.items()))
@@ -621,6 +631,30 @@ def test_keywords_of_update() -> None:
         registry.update({}, {})
 
 
+@pytest.mark.parametrize("word", ["self", "other", "source", "key", "args", "kwargs"])
+def test_any_word_is_a_keyword_of_update(registry: Registry[str, int], word: str) -> None:
+    """``update(self=1)`` puts the key ``"self"``."""
+    registry.update(**{word: 4})
+
+    assert {**CONTENT, word: 4} == registry
+
+
+@pytest.mark.parametrize("limits", [{}, {"maxsize": 5}, {"ttl": 60}, {"maxsize": 5, "on_evict": print}])
+def test_the_constructor_and_ior_do_not_call_an_overridden_update(limits: dict[str, Any]) -> None:
+    """As in a dict: only a call of ``update`` calls it."""
+
+    class Loud(Registry[str, int]):
+        def update(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError("update was called")
+
+    registry = Loud(CONTENT, **limits)
+    registry |= {"d": 4}
+
+    assert {**CONTENT, "d": 4} == registry == copy.copy(registry) == copy.deepcopy(registry)
+    with pytest.raises(AssertionError, match="update was called"):
+        registry.update(e=5)
+
+
 def test_update_from_a_dict_that_changes_meanwhile() -> None:
     """``update`` takes its source as it is at the call, as a dict does, whoever changes it in the middle."""
     source = {"a": 1, "b": 2}
@@ -656,6 +690,17 @@ def test_missing_of_a_subclass_is_asked() -> None:
     registry = Doubling(maxsize=2)
 
     assert (8, None, {}) == (registry[4], registry.get(4), registry)
+
+
+@pytest.mark.parametrize("limits", [{}, {"maxsize": 5}, {"ttl": 60}, {"maxsize": 5, "policy": "lfu"}])
+def test_missing_of_an_instance_has_no_effect(limits: dict[str, Any]) -> None:
+    """``__missing__`` counts where the class has it, as on an OrderedDict."""
+    registry: Any = Registry(**limits)
+    registry.__missing__ = lambda key: key
+    with pytest.raises(KeyError, match="a"):
+        registry["a"]
+
+    assert {} == registry
 
 
 def test_default_factory_makes_what_is_missing() -> None:
