@@ -23,7 +23,7 @@ from sys import getrefcount
 from typing import Any, TypeVar
 
 from hygiene.kernel import STATE
-from hygiene.limits import Limits
+from hygiene.limits import LIVE, Limits
 from hygiene.registry import PASSED_ON, Registry, Timed, make
 
 __all__ = ["adopt", "fill", "like", "retire"]
@@ -122,6 +122,8 @@ def _adopting(kind: type[Any], registry: type[Any]) -> type[Any]:
             }
             bases = tuple(_adopting(base, registry) if issubclass(base, dict) else base for base in kind.__bases__)
         namespace |= _own_state(kind)
+        if not issubclass(kind, Registry):
+            namespace |= _own_limits(kind)
         try:
             combined = types.new_class(kind.__name__, bases, exec_body=lambda ns: ns.update(namespace))
         except TypeError as error:
@@ -168,7 +170,7 @@ def _own_state(kind: type[Any]) -> dict[str, Any]:
     """
     hooks: dict[str, Any] = {}
     custom: Any = kind
-    if custom.__setattr__ is not object.__setattr__:
+    if custom.__setattr__ not in (object.__setattr__, Registry.__setattr__):
         # ``__setattr__ = dict.__setitem__`` is a common idiom, which would go past the bound.
         assign = Registry.__setitem__ if custom.__setattr__ is dict.__setitem__ else custom.__setattr__
 
@@ -187,6 +189,37 @@ def _own_state(kind: type[Any]) -> dict[str, Any]:
 
         hooks["__getattr__"] = __getattr__
     return hooks
+
+
+class _OwnAttribute:
+    """An attribute of a user's dict that has the name of a limit: theirs, as it was before."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, held: Any, owner: type[Any]) -> Any:
+        if held is None or self._name not in held.__dict__:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self._name!r}")
+        return held.__dict__[self._name]
+
+    def __set__(self, held: Any, value: Any) -> None:
+        held.__dict__[self._name] = value
+
+    def __delete__(self, held: Any) -> None:
+        if self._name not in held.__dict__:
+            raise AttributeError(self._name)
+        del held.__dict__[self._name]
+
+
+def _own_limits(kind: type[Any]) -> dict[str, Any]:
+    """
+    Attributes for the names of limits that a *kind* uses itself, such as ``self.maxsize``.
+
+    A class with ``__getattr__`` may have any: where the attribute is missing, that is asked.
+    """
+    names = _names_of(kind)
+    used = LIVE if hasattr(kind, "__getattr__") else [name for name in LIVE if name in names]
+    return {name: _OwnAttribute(name) for name in used if not hasattr(kind, name)}
 
 
 @functools.cache

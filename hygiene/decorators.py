@@ -26,7 +26,6 @@ from __future__ import annotations
 import array
 import contextlib
 import dataclasses
-import difflib
 import functools
 import inspect
 import itertools
@@ -42,6 +41,7 @@ from hygiene.adoption import adopt, retire
 from hygiene.group import Group
 from hygiene.history import History, history_type
 from hygiene.limits import Limits
+from hygiene.names import did_you_mean
 from hygiene.registry import Registry, converted
 
 if sys.version_info >= (3, 14):
@@ -1139,9 +1139,3 @@ def check_attribute(cls: type, name: str, value: Any, source: Source, plan: Plan
             f"{where} cannot be bounded: instances of {cls.__qualname__} have no __dict__ and no slot of that name. "
             f"Decorate the class that holds {plan.family.wanted}"
         )
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The end of an error message: names that look like *name*, if any."""
-    near = difflib.get_close_matches(name, [n for n in names if n.isidentifier() and n != name and n[:2] != "__"], 3)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

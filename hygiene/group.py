@@ -20,7 +20,7 @@ from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.keeping import Loading
 from hygiene.kernel import MISSING, is_atomic, oldest, store, take
 from hygiene.limits import Limits
-from hygiene.registry import POLLS, Gone, Registry, Timed, _Offer, _Place, make
+from hygiene.registry import CLOSED, POLLS, Gone, Registry, Timed, _Offer, _Place, make
 
 __all__ = ["Group"]
 
@@ -80,6 +80,16 @@ class Group:
         """The numbers of the rows."""
         return self.rows.stats()
 
+    def _set_limit(self, name: str, value: Any) -> None:
+        """Change a limit of all columns, those to come included."""
+        limits = self._limits.changed(name, value)
+        rows = self.rows
+        with rows._lock:
+            self._limits = limits
+            for column in rows._present():
+                column._limits = column._limits.changed(name, getattr(limits, name))
+        rows._set_limit(name, value)
+
 
 class _ColumnReference(weakref.ref["_Column"]):
     """A weak reference to a column, with the data that gives its weight back to the rows once it was collected."""
@@ -137,6 +147,19 @@ class _Rows(Registry[Any, None]):
                 for row in list(dict.keys(self)):
                     if not any(column._keys_of(row) for column in columns):
                         self._drop(row, Cause.CLOSED)
+
+    def _measure_from_now_on(self, *, wanted: bool) -> None:
+        super()._measure_from_now_on(wanted=wanted)
+        self._lent = None
+        for reference in self._columns.values():
+            column = reference()
+            if column is not None:
+                column._measure_from_now_on(wanted=wanted)
+                reference.sizes = column._sizes
+
+    def _weigh_all(self) -> None:
+        for column in self._present():
+            column._weigh_all()
 
     def _over(self) -> bool:
         if self._collected:
@@ -270,6 +293,12 @@ class _Column(Timed[Any, Any]):
         self._derive = derive
         self._members: dict[Any, dict[Any, None]] | None = None if derive is None else {}
         self._derived: dict[Any, Any] = {}
+
+    def _set_limit(self, name: str, value: Any) -> None:
+        if name == "default_factory":  # of this column alone
+            super()._set_limit(name, value)
+        else:
+            self._group._set_limit(name, value)
 
     @property
     def group(self) -> Group:
@@ -495,8 +524,9 @@ class _Column(Timed[Any, Any]):
         if self._keeper is not None and value is not MISSING and row not in self._rows._leases:
             self._keeper.settle(key, value)
 
-    def _be_watched(self) -> None:
-        self._rows._be_watched()
+    def _be_watched(self, *, anew: bool = False) -> None:
+        if anew or not self._rows._watched:  # or each write would promise another visit
+            self._rows._be_watched(anew=anew)
 
     def _note_overflow(self) -> None:
         self._rows._note_overflow()
@@ -530,3 +560,6 @@ class _Column(Timed[Any, Any]):
     def _after_fork(self) -> None:
         super()._after_fork()
         self._lock = self._rows._lock
+
+
+CLOSED.update((_Rows, _Column))

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import wrapt
 
-from hygiene.decorators import Plan, Source, Table, can_change, check_attribute, did_you_mean, find
+from hygiene.decorators import Plan, Source, Table, can_change, check_attribute, find
+from hygiene.names import did_you_mean
 from hygiene.registry import referenced
 
 if TYPE_CHECKING:

@@ -55,6 +55,7 @@ class Janitor:
         self._news: queue.SimpleQueue[tuple[float, int, weakref.ref[Charge]] | None] = queue.SimpleQueue()
         self._agenda: list[tuple[float, int, weakref.ref[Charge]]] = []
         self._visiting: tuple[float, int, weakref.ref[Charge]] | None = None
+        self._replacing: set[int] = set()  # serials of announcements that replace the visits promised before
         self._stale = False
         # Who takes it out runs the thread. No lock: a finalizer may come back here while the thread is being started.
         self._vacancy = deque([None])
@@ -71,8 +72,15 @@ class Janitor:
         """Visit *charge* in *delay* seconds, and then as often as it asks for."""
         self._schedule(weakref.ref(charge, self._died), delay)
 
-    def _schedule(self, charge: weakref.ref[Charge], delay: float) -> None:
-        self._news.put((time.monotonic() + max(delay, 0.0), next(self._serial), charge))
+    def watch_anew(self, charge: Charge, delay: float) -> None:
+        """Like `watch`, but replaces the visit that *charge* has been promised, if any."""
+        self._schedule(weakref.ref(charge, self._died), delay, replaces=True)
+
+    def _schedule(self, charge: weakref.ref[Charge], delay: float, *, replaces: bool = False) -> None:
+        serial = next(self._serial)
+        if replaces:
+            self._replacing.add(serial)
+        self._news.put((time.monotonic() + max(delay, 0.0), serial, charge))
         try:
             self._vacancy.pop()
         except IndexError:
@@ -99,9 +107,18 @@ class Janitor:
                 if news is None:
                     self._stale = True
                 else:
+                    if news[1] in self._replacing:
+                        self._forget_visits_before(news)
                     heapq.heappush(self._agenda, news)
                 continue  # there may be more news, and it costs nothing to look
             self._visit_due()
+
+    def _forget_visits_before(self, news: tuple[float, int, weakref.ref[Charge]]) -> None:
+        """Drop the visits that the charge of *news* was promised before."""
+        self._replacing.discard(news[1])
+        charge = news[2]()
+        self._agenda[:] = [item for item in self._agenda if item[2]() is not charge]
+        heapq.heapify(self._agenda)
 
     def _next_wait(self) -> float | None:
         """Seconds to sleep, or ``None`` when nothing is left (and then the thread has resigned)."""

@@ -14,11 +14,13 @@ from hygiene.closing import Closer, check_closer
 from hygiene.events import Entry
 from hygiene.units import nbytes, seconds
 
-__all__ = ["Busy", "Limits", "Overflow", "Policy"]
+__all__ = ["LIVE", "Busy", "Limits", "Overflow", "Policy"]
 
 Policy = Literal["lru", "fifo", "lfu", "importance", "none"] | type[cachetools.Cache[Any, Any]]
 Overflow = Literal["grow", "raise"]
 Busy = str | Callable[[Entry[Any, Any]], Any]
+LIVE = ("maxsize", "max_bytes", "ttl", "idle", "default_factory")
+"""The limits that may be assigned on a living registry."""
 _POLICIES = ("lru", "fifo", "lfu", "importance", "none")
 
 
@@ -78,6 +80,14 @@ class Limits:
         """These limits with *keywords* on top; the explicit ones win."""
         kept = {name: getattr(self, name) for name in self.given}
         return Limits.of(**{**kept, **keywords})
+
+    def changed(self, name: str, value: Any) -> Limits:
+        """These limits with another value for one that may change during the life of a registry."""
+        checked = getattr(Limits.of(**{name: value}), name)
+        given = self.given | {name}
+        if name == "max_bytes" and self.getsizeof is not None:  # it measures for max_bytes, and for nothing else
+            given = given - {"getsizeof"} if checked is None else given | {"getsizeof"}
+        return dataclasses.replace(self, **{name: checked}, given=given)
 
     @property
     def bounded(self) -> bool:

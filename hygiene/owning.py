@@ -23,8 +23,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from hygiene.closing import GRACE, Shield, find_closer, is_async, note
-from hygiene.decorators import _ABSENT, Source, can_change, checked_names, did_you_mean, find
+from hygiene.decorators import _ABSENT, Source, can_change, checked_names, find
 from hygiene.logs import logger
+from hygiene.names import did_you_mean
 from hygiene.registry import Registry
 
 __all__ = ["owns"]

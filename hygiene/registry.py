@@ -68,7 +68,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from sys import getrefcount
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self, TypeVar, cast, overload
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast, overload
 
 from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import Closer, Releases, running_loop
@@ -82,6 +82,7 @@ from hygiene.kernel import (
     FRAMES,
     MISSING,
     PARKS,
+    STATE,
     STRONG,
     Kernel,
     LinkedOrder,
@@ -97,8 +98,9 @@ from hygiene.kernel import (
     take,
     take_oldest,
 )
-from hygiene.limits import Busy, Limits, Overflow, Policy
+from hygiene.limits import LIVE, Busy, Limits, Overflow, Policy
 from hygiene.logs import logger
+from hygiene.names import suggestion
 from hygiene.pins import Flight, Lease
 from hygiene.recency import CachetoolsOrder, FrequencyOrder, ImportanceOrder, Order
 from hygiene.references import own_references
@@ -108,12 +110,14 @@ from hygiene.units import Duration, Size, nbytes
 from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
 from hygiene.writebehind import WriteBehind
 
-__all__ = ["PASSED_ON", "POLLS", "Gone", "Lease", "Registry", "Timed", "converted", "make", "referenced"]
+__all__ = ["CLOSED", "PASSED_ON", "POLLS", "Gone", "Lease", "Registry", "Timed", "converted", "make", "referenced"]
 
 
 K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
+T = TypeVar("T")  # as a limit is read
+S = TypeVar("S")  # as it may be assigned
 
 # What is read past the kernel: single C calls of any dict.
 _fetch = dict.__getitem__
@@ -175,13 +179,37 @@ class _Copy(NamedTuple):
     entries: list[tuple[Any, Any]]  # last first
 
 
-class _DefaultFactory:
+class _LiveLimit(Generic[T, S]):
+    """A limit that may be assigned at any time: reads from the registry's limits, and changes what it bounds."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        self._name = name
+        self.__doc__ = doc
+
+    @overload
+    def __get__(self, registry: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, registry: Registry[Any, Any], owner: type[Any]) -> T: ...
+    def __get__(self, registry: Registry[Any, Any] | None, owner: type[Any]) -> T | Self:
+        if registry is None:
+            return self._of_class(owner)
+        return cast("T", getattr(registry._limits, self._name))
+
+    def _of_class(self, owner: type[Any]) -> Self:  # noqa: ARG002 - another one looks
+        return self
+
+    def __set__(self, registry: Registry[Any, Any], value: S) -> None:
+        if hasattr(registry, "_limits"):
+            registry._set_limit(self._name, value)
+        else:  # a subclass assigns before it calls our ``__init__``, which then finds it
+            registry.__dict__[self._name] = value
+
+
+class _DefaultFactory(_LiveLimit["Callable[[], Any] | None", "Callable[[], Any] | None"]):
     """The attribute of instances; the class has none, or ``dataclasses.asdict`` would take it for a defaultdict."""
 
-    def __get__(self, registry: Registry[Any, Any] | None, owner: type[Any]) -> Callable[[], Any] | None:
-        if registry is None:
-            raise AttributeError(f"type object {owner.__name__!r} has no attribute 'default_factory'")
-        return registry._limits.default_factory
+    def _of_class(self, owner: type[Any]) -> Self:
+        raise AttributeError(f"type object {owner.__name__!r} has no attribute 'default_factory'")
 
 
 def referenced(entry: Entry[Any, Any]) -> bool:
@@ -345,7 +373,34 @@ class Registry(Kernel[K, V]):
                 )
             )
             self._begin_keeping()
+            if type(self) not in CLOSED:
+                self._take_assigned()
         self._fill(source)
+
+    maxsize = _LiveLimit["int | None", "int | None"](
+        "maxsize", "Upper bound on ``len``; ``None``: no bound. May be assigned, and then evicts at once."
+    )
+    max_bytes = _LiveLimit["int | None", "Size | None"](
+        "max_bytes", "Upper bound on the estimated bytes of the values; ``None``: no bound. May be assigned."
+    )
+    ttl = _LiveLimit["float | None", "Duration | None"](
+        "ttl", "Seconds that an entry lives after its last write; ``None``: no end. May be assigned."
+    )
+    idle = _LiveLimit["float | None", "Duration | None"](
+        "idle", "Seconds that an entry lives after its last use; ``None``: no end. May be assigned."
+    )
+    default_factory = _DefaultFactory("default_factory", "Makes the value of a key that is not here. May be assigned.")
+
+    def __setattr__(self, name: str, value: Any, /) -> None:
+        # A setting that is misspelt must not go unseen in the ``__dict__`` that every OrderedDict has.
+        if name not in _ATTRIBUTES and not _takes(self, name):
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r} to set.{suggestion(name, LIVE)} "
+                "A subclass of Registry may have attributes of its own.",
+                name=name,
+                obj=self,
+            )
+        _assign(self, name, value)
 
     _keeper: Keeper | None
     _tail: weakref.WeakValueDictionary[Any, Any] | None
@@ -412,6 +467,89 @@ class Registry(Kernel[K, V]):
         """Open the store, if there is to be one; the registry has its name and its owner by now."""
         if self._saves:
             self._keeper = Keeper(self, self._limits.store, self._name or "default")
+
+    def _take_assigned(self) -> None:
+        """Limits that a subclass assigned before it called ``__init__``; those passed to it win."""
+        for name in LIVE:
+            if name in self.__dict__:
+                value = self.__dict__.pop(name)
+                if getattr(self._limits, name) is None:
+                    setattr(self, name, value)
+
+    def _set_limit(self, name: str, value: Any) -> None:
+        """Change a limit of a living registry: checked first, then in force at once."""
+        limits = self._limits.changed(name, value)
+        if name in ("ttl", "idle"):
+            self.expire()  # a longer time brings nothing back that is over already
+        with self._lock:
+            self._limits = self._limits.changed(name, getattr(limits, name))
+            if name == "maxsize":
+                self._bound = sys.maxsize if limits.maxsize is None else limits.maxsize
+            elif name == "max_bytes":
+                self._byte_bound = limits.max_bytes
+                self._measure_from_now_on(wanted=limits.max_bytes is not None)
+            elif name in ("ttl", "idle"):
+                self._change_times()
+            self._choose_paths()
+        self._keep_to_limits(name)
+
+    def _keep_to_limits(self, name: str) -> None:
+        """What is over a limit that has just changed leaves. No lock is held."""
+        if name == "max_bytes":
+            self._weigh_all()
+        elif name == "ttl" and self._keeper is not None:
+            self._save_ends()
+        if name in ("ttl", "idle"):
+            self.expire()
+            if not getattr(self._limits.timer, "manual", False):  # those nobody watches
+                self._watched = False
+                self._be_watched(anew=True)
+        if self._over():
+            self._sweep()
+        if not self._over():
+            self._overflowed = False
+
+    def _save_ends(self) -> None:
+        """Save the entries in memory with their new ends. Entries that are only in the store keep theirs."""
+        keeper = self._keeper
+        assert keeper is not None
+        for key, value in list(dict.items(self)):
+            with contextlib.suppress(StoreError):  # it stays pending, or is told where the entry is used next
+                keeper.changed(key, value)
+
+    def _measure_from_now_on(self, *, wanted: bool) -> None:
+        """Begin or end to keep the weights of values. The lock is held."""
+        if not wanted:
+            self._sizes = self._lent = None
+            self._bytes = 0
+        elif self._sizes is None:
+            self._sizes, self._lent, self._bytes = {}, {}, 0
+
+    def _weigh_all(self) -> None:
+        """Weigh every entry that has no weight yet. No lock is held."""
+        while (sizes := self._sizes) is not None:
+            unknown = [key for key in list(dict.keys(self)) if key not in sizes]
+            weighed = False
+            for key in unknown:
+                value = _look(self, key, MISSING)
+                if value is MISSING:
+                    continue
+                size = self._weigh(key, value)
+                with self._lock:
+                    if self._sizes is sizes and key not in sizes and _look(self, key, MISSING) is value:
+                        self._resize(key, size)
+                        weighed = True
+                del value
+            if not weighed:
+                return
+
+    def _change_times(self) -> None:
+        """Entries get the times that the limits need now; due is what the new limits say. The lock is held."""
+        if not isinstance(self, Timed):
+            if self._limits.ttl is self._limits.idle is None:
+                return
+            self.__class__ = _timed(type(self))
+        cast("Timed[K, V]", self)._reconsider_times()
 
     def _choose_paths(self) -> None:
         """Decide which reads and writes may go the short way: those with nothing to keep in step."""
@@ -1262,6 +1400,8 @@ class Registry(Kernel[K, V]):
             self._expire_due(gone)
         if self._parked:
             self._poll_parked()
+        if self._limits.policy == "none":  # nothing leaves: it may be over a bound that was lowered
+            return False
         bound, byte_bound = self._bound, self._byte_bound
         while (large := len(self) > bound) or (byte_bound is not None and self._bytes > byte_bound):
             if not (evicted := self._evict_one(Cause.SIZE if large else Cause.BYTES, newest, gone)):
@@ -1687,8 +1827,8 @@ class Registry(Kernel[K, V]):
         """Drop a slice of what is due; says how many it looked at."""
         return 0
 
-    def _be_watched(self) -> None:
-        """Have the janitor come when something falls due, unless it comes anyway."""
+    def _be_watched(self, *, anew: bool = False) -> None:
+        """Have the janitor come when something falls due, unless it comes anyway; *anew*: at another time."""
 
     # On request.
 
@@ -2170,8 +2310,6 @@ class Registry(Kernel[K, V]):
         """What pickle calls for an empty one, and with which class: one that is found by its name."""
         return _load, cls
 
-    default_factory = _DefaultFactory()
-
     def _label(self) -> str:
         return self._name or f"of {len(self)} entries"
 
@@ -2461,11 +2599,26 @@ class Timed(Registry[K, V]):
             written = self._held[key][1]
         return None if written is None else now - written, None if used is None else now - used
 
-    def _be_watched(self) -> None:
+    def _reconsider_times(self) -> None:
+        """Keep the times that the limits need, and look again at what is due by them. The lock is held."""
+        limits = self._limits
+        told = limits.on_evict is not None
+        self._keep_times(limits.timer, written=limits.ttl is not None or told, used=limits.idle is not None or told)
+        # What was in use when its old time was over was written before all others: latest first, to keep that order.
+        for key, (_, stamp) in sorted(self._held.items(), key=lambda one: -one[1][1]):
+            self._write_first(key, stamp)
+        self._held.clear()
+        early, self._early = self._early, []
+        if limits.ttl is not None:
+            self._early = [(stamp + limits.ttl, serial, key, stamp) for _, serial, key, stamp in early]
+            heapq.heapify(self._early)
+        self._due = -_NEVER  # until the next look says when
+
+    def _be_watched(self, *, anew: bool = False) -> None:
         if self._due < _NEVER:
             self._watched = True
             try:
-                janitor.watch(self, self._due - self._now())
+                (janitor.watch_anew if anew else janitor.watch)(self, self._due - self._now())
             except RuntimeError:
                 # No thread can be started: for the moment, or because the interpreter goes down. That is not the
                 # fault of who writes; the next one tries again.
@@ -2564,6 +2717,11 @@ _REVIVABLE = frozenset({Cause.SIZE, Cause.BYTES, Cause.PRESSURE})
 _DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.PRESSURE})
 _HOOKS = frozenset({"on_evict", "close", "store"})
 _CODE = frozenset({"getsizeof", "importance", "values", "timer", "on_evict", "default_factory", "store"})
+_assign = object.__setattr__
+CLOSED: set[type[Any]] = {Registry, Timed}
+"""The classes whose instances have no attributes but those of the class."""
+# What a registry sets of itself, all the time.
+_ATTRIBUTES = STATE | frozenset(Registry.__slots__) | {*LIVE, "__class__"}
 _serial = itertools.count()  # no two items of a heap are equal, so keys are never compared
 _twins: dict[type[Any], type[Any]] = {}
 
@@ -2581,6 +2739,16 @@ def _timed(kind: type[Any]) -> type[Any]:
 def _plain_class(kind: type[Any]) -> type[Any]:
     """The class that a registry of this kind is a variant of."""
     return Registry if kind is Timed else kind.__dict__.get("_plain", kind)
+
+
+def _takes(registry: Registry[Any, Any], name: str) -> bool:
+    """Whether an attribute of this name may be assigned: one of the class, or any where it is a subclass."""
+    kind = type(registry)
+    if hasattr(kind, name) or name == "__missing__":  # which has no effect there, as on an OrderedDict
+        return True
+    while (plain := _plain_class(kind)) is not kind:
+        kind = plain
+    return kind not in CLOSED
 
 
 def make(kind: type[Any], limits: Limits, owner: object | None = None) -> Any:

@@ -21,7 +21,7 @@ OWNERS = (
     "registry adoption group session"
 )
 FLOORS = (
-    ("ordered", "errors events units text sizing logs"),
+    ("ordered", "errors events names units text sizing logs"),
     ("any order", "kernel recency references leasing trend"),  # pure: no lock, no I/O, no thread
     ("ordered", OWNERS),
     ("ordered", "decorators guards listeners owning shared memory reporting exposing"),

@@ -25,7 +25,8 @@ it), ``_held`` (times of what was in use when they were over), ``_tail`` (evicte
 ``_keeper`` (where else to look), ``_asking`` (threads inside the user's *busy*), ``_mortal`` (whether a value's end
 may run code; for the body in Python). It keeps ``_leases`` itself, and the registry counts in it.
 
-What it has: `_open` (once, before anything else), `_take_paths` (which short ways are open), ``__getitem__``, ``get``,
+What it has: `_open` (once, before anything else), `_take_paths` (which short ways are open), `_keep_times` (times for
+entries that had none), ``__getitem__``, ``get``,
 ``__contains__``, ``__setitem__`` and ``__delitem__``, times, leases, and the vocabulary.
 
 The vocabulary, atomic under the GIL unless comparing a key runs Python code (`is_atomic`):

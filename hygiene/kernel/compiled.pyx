@@ -444,6 +444,52 @@ cdef class Kernel(OrderedDict):
         self.loose = False
         self.seen = 0 if dict_size(self) else self._version()
 
+    def _keep_times(self, timer, *, bint written, bint used):
+        """From now on keep times of writing or of use. Entries that have none count from now."""
+        cdef double now = timer()
+        cdef Stamp *stamps
+        cdef int32_t i
+        if self._strays():
+            self._adopt()
+        # Nothing from here on runs code of others: what has been reserved is what is stamped.
+        if written and not self.wants_written:
+            if self.capacity:
+                stamps = <Stamp *>malloc(self.capacity * sizeof(Stamp))
+                if stamps == NULL:
+                    raise MemoryError
+                self.written = stamps
+                self._stamp_all(stamps, now, &self.first_written, &self.last_written)
+            self.wants_written = True
+        if used and not self.wants_used:
+            if self.capacity:
+                stamps = <Stamp *>malloc(self.capacity * sizeof(Stamp))
+                if stamps == NULL:
+                    raise MemoryError
+                self.used = stamps
+                self._stamp_all(stamps, now, &self.first_used, &self.last_used)
+            self.wants_used = True
+        self._timer = timer
+        self.real_time = timer is _monotonic
+        self._clocked = True
+
+    @final
+    cdef void _stamp_all(self, Stamp *stamps, double now, int32_t *first, int32_t *last) noexcept:
+        """Each node has this time, in the order of recency; those that are out of that order come last."""
+        cdef int32_t i
+        for i in range(self.fresh):
+            stamps[i].at = NAN
+            stamps[i].prev = stamps[i].next = -1
+        first[0] = last[0] = -1
+        i = self.first
+        while i >= 0:
+            stamps[i].at = now
+            self._append(stamps, i, first, last)
+            i = self.nodes[i].next
+        for i in range(self.fresh):
+            if self.nodes[i].key != NULL and not self.nodes[i].linked:
+                stamps[i].at = now
+                self._append(stamps, i, first, last)
+
     def _take_paths(self, *, bint reads, bint misses, bint writes, bint moves, bint uses_in_order):
         """Decide which short ways are open; see the pure body."""
         self.reads, self.misses_here, self._light, self.moves = reads, reads and misses, writes, moves

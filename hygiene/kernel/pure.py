@@ -141,6 +141,17 @@ class Kernel(OrderedDict[K, V]):
         self._light = self._mortal = False  # `_mortal`: values came whose end may run code
         self._wasted = 0
 
+    def _keep_times(self, timer: Callable[[], float], *, written: bool, used: bool) -> None:
+        """From now on keep times of writing or of use. Entries that have none count from now. The lock is held."""
+        now = timer()
+        keys = list(dict.keys(self))
+        if written and self._written is None:
+            self._written = OrderedDict.fromkeys(keys, now)
+        if used and self._used is None:
+            self._used = OrderedDict.fromkeys(keys, now)
+        self._timer = timer
+        self._clocked, self._light = True, False
+
     def _take_paths(
         self,
         *,
@@ -224,7 +235,8 @@ class Kernel(OrderedDict[K, V]):
             self._put(key, value)
             return
         if self._mortal or type(value) not in STRONG:
-            self._mortal = True
+            if not self._mortal:
+                self._mortal = True
             # What is overwritten dies last: an OrderedDict that its ``__del__`` changes in the middle of a write keeps
             # a key that the dict has no more, which breaks the bound, and crashes ``popitem`` of CPython 3.13.0.
             held = _look(self, key)  # noqa: F841
