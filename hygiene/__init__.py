@@ -14,7 +14,7 @@ from hygiene.cleanup import (
     register_cleanup,
     shutdown,
 )
-from hygiene.decorators import bounded_history, bounded_registry, ttl_registry
+from hygiene.decorators import bounded_history, bounded_registry, registry_of, ttl_registry
 from hygiene.errors import (
     HygieneError,
     NotStorable,
@@ -121,6 +121,7 @@ __all__ = [
     "profile_memory",
     "referenced",
     "register_cleanup",
+    "registry_of",
     "report",
     "shared_resource",
     "shutdown",

@@ -57,9 +57,11 @@ if TYPE_CHECKING:
     from hygiene.units import Duration, Size
     from hygiene.writebehind import WriteBehind
 
-__all__ = ["bounded_history", "bounded_registry", "ttl_registry"]
+__all__ = ["bounded_history", "bounded_registry", "registry_of", "ttl_registry"]
 
 C = TypeVar("C", bound=type)
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class _Default(int):
@@ -179,6 +181,38 @@ def ttl_registry(
         )
     times = {name: value for name, value in (("ttl", ttl), ("idle", idle)) if value is not None}
     return Plan.of_registry("ttl_registry", attributes, {**times, **limits}).decorate
+
+
+def registry_of(attribute: Mapping[K, V]) -> Registry[K, V]:
+    """
+    The `Registry` that a decorated or guarded attribute holds: the same object, with the type that it really has.
+
+    A type checker sees the attribute as the class declares it, a ``dict``, so ``bot.chats.stats()`` is an error for it.
+    ``registry_of(bot.chats).stats()`` is none. Of linked attributes each has a registry of its own.
+
+    Args:
+        attribute: The value of the attribute, as in ``registry_of(bot.chats)``.
+
+    Raises:
+        TypeError: *attribute* is not a registry: a dict that no decorator has bounded, a list, a set, or ``None``.
+    """
+    if isinstance(attribute, Registry):
+        return attribute
+    found: object = attribute
+    kind = type(found).__name__
+    if isinstance(found, dict):
+        raise TypeError(
+            f"registry_of() needs a dict that a decorator or a guard has bounded, got a plain {kind}. Decorate its "
+            "class with bounded_registry, and read the attribute again: a dict from before the assignment stays "
+            "unbounded"
+        )
+    if isinstance(found, list):
+        remedy = "A bounded list is a hygiene.History; use its methods directly"
+    elif isinstance(found, set):
+        remedy = "A set cannot be bounded by a decorator"
+    else:
+        remedy = "Pass the attribute itself, as in registry_of(bot.chats)"
+    raise TypeError(f"registry_of() needs an attribute that holds a dict, got a {kind}. {remedy}")
 
 
 def bounded_history(*attributes: str, **limits: Unpack[_HistoryOptions]) -> Callable[[C], C]:

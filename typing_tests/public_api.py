@@ -22,6 +22,7 @@ from hygiene import (
     guard,
     load_guards,
     referenced,
+    registry_of,
     ttl_registry,
 )
 from hygiene.testing import ManualClock
@@ -178,6 +179,25 @@ bot = Bot("token")
 assert_type(bot, Bot)
 assert_type(bot.sessions, dict[str, Session])
 assert_type(bounded_registry("sessions")(Bot), type[Bot])
+
+# The registry in a decorated attribute, with the types of the dict that the class declares.
+assert_type(registry_of(bot.sessions), Registry[str, Session])
+assert_type(registry_of(bot.sessions).stats(), RegistryStats)
+registry_of(bot.messages)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+# Limits of a living registry: any duration or size is taken, and a number comes back.
+live = registry_of(bot.sessions)
+live.ttl, live.max_bytes, live.maxsize = "2h", "64MiB", None
+
+
+def read_limits(live: Registry[str, Session]) -> None:
+    assert_type(live.ttl, float | None)
+    assert_type(live.max_bytes, int | None)
+    assert_type(live.maxsize, int | None)
+
+
+live.default_factory = None
+live.maxsize = "5"  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
 
 # The signature is kept: a token is missing.
 Bot()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
