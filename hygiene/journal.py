@@ -35,6 +35,7 @@ what its parent is about to save.
 
 from __future__ import annotations
 
+import struct
 import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -475,8 +476,9 @@ class Journal:
     def _hash_fresh(self) -> None:
         """Put the items that were appended in order with the others."""
         fresh, self._fresh = self._fresh, []
-        self._hashes.extend(map(hash, fresh))
-        self._lent.extend(map(bool, fresh))
+        # By way of bytes: `array.extend` takes three times as long.
+        self._hashes.frombytes(struct.pack(f"{len(fresh)}q", *map(hash, fresh)))
+        self._lent += b"\1" * len(fresh) if all(fresh) else bytes(map(bool, fresh))
 
     def _remember(self, start: int, stop: int, items: Sequence[Any], datas: Sequence[bytes]) -> None:
         """The *items*, encoded, come in the place of those from index *start* to before *stop*; a caller holds them."""

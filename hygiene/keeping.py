@@ -36,6 +36,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from hygiene.cleanup import close_at_shutdown
@@ -347,7 +348,7 @@ class Keeper:
         if isinstance(value, list):
             value = _as_history(value)
             spans = record.head.spans if record.head.kind == "log" else ()
-            attach(value, Journal(self.writer, key, numbers=spans, expire_at=lambda: self._end_of(key)))
+            attach(value, Journal(self.writer, key, numbers=spans, expire_at=partial(self._end_of, key)))
         elif type(value) not in _PLAIN:
             loading.digest = hash(self._encode(value, key))
         found = registry._put(key, value, keep=True, back=True, loading=loading, ago=ago)
@@ -586,7 +587,7 @@ class Keeper:
         encoded = history._items(slice(None)), datas
         attach(
             history,
-            Journal(self.writer, key, numbers=numbers, encoded=encoded, expire_at=lambda: self._end_of(key)),
+            Journal(self.writer, key, numbers=numbers, encoded=encoded, expire_at=partial(self._end_of, key)),
         )
 
     def _write(self, key: Any, value: Any, prepared: _Prepared, *, anew: bool = True) -> Any:
