@@ -10,8 +10,8 @@ does with indexes stays true, and what only moves or drops slots need not know w
 **Places.** Whatever leaves a run leaves it at its front (the window moves on); a change anywhere else in it lays it
 open first. So the slots that hold one segment always stand for its *last* items, and which of them a slot stands for is
 seen from the number of slots behind it that hold the same. That needs one slice of the storage, which is a single step
-under the GIL, and no lock: a reader in another thread never sees a segment, nor an item in the wrong place. All that
-changes places takes the lock of the history, appending, too.
+under the GIL. A reader in another thread never sees a segment, nor an item in the wrong place. All that changes places
+takes the lock of the history: appending, and reading what is sealed, too.
 
 **What is sealed.** Only what comes back equal and of the same types: dicts, lists, texts, numbers, bytes, ``None``. And
 only what nobody else holds: whoever holds an item may change it, and then the change has to be seen here. That is
@@ -23,8 +23,11 @@ before that, without the lock.
 others come in; mostly a request that is under way still holds some, so with these it waits for a while. What was left
 open is tried again after half as many items have come as there are, so that trying stays cheap.
 
-**Values.** Each reading of a sealed item makes a new object. There is no cache of objects, which would let a change
-inside an item be seen for a while and then be lost; only of bytes, so that a loop over indexes decompresses once.
+**Reading.** A sealed item that is handed out may be changed by its reader, so its run is laid open first, and it is the
+object in the list that is handed out. It is sealed again, with what is in it by then, as soon as nobody else holds it:
+by later appends, by each check for edits if there is a store, and by the loop that has unsealed it, when it has left
+the run and finds nothing changed. Looks that hand nothing out (``in``, ``==``, ``repr``, ``index``, ``pickle``) make
+new objects and leave what is sealed as it is.
 """
 
 from __future__ import annotations
@@ -75,8 +78,6 @@ _NOBODY: frozenset[int] = frozenset()
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
-_decode_one = msgspec.msgpack.Decoder().decode
-_decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 class Segment:
@@ -112,27 +113,11 @@ class Segment:
         except (zlib.error, msgspec.MsgspecError) as error:
             raise self._damaged(error) from error
 
-    def item(self, place: int) -> Any:
-        """One of them, made anew."""
-        slot = id(self) // 64 % len(_recent)
-        known = _recent[slot]
-        if known is None or known[0] is not self:
-            try:
-                known = _recent[slot] = (self, _decode_parts(zlib.decompress(self.packed)))
-            except (zlib.error, msgspec.MsgspecError) as error:
-                raise self._damaged(error) from error
-        return _decode_one(known[1][place])
-
     def _damaged(self, error: Exception) -> HygieneError:
         return HygieneError(
             f"{self.count} sealed items of a compact history must come back as they were; found that they cannot be "
             f"read: {error}. The memory of this process is damaged: end it, and load the history from where it is kept"
         )
-
-
-# The segments that an item was read from last, decompressed. Each place is read and written in one step, so it needs no
-# lock; and what it keeps alive is four segments.
-_recent: list[tuple[Segment, list[msgspec.Raw]] | None] = [None] * 4
 
 
 class CompactHistory(History[T]):
@@ -143,13 +128,15 @@ class CompactHistory(History[T]):
     ``sorted``, ``==`` from either side, ``[prompt] + history``), it is the list that it would be without. What is
     different:
 
-    - **Sealed items are values.** Each reading makes a new object: ``history[3] is history[3]`` is false, and
-      ``history[3]["seen"] = True`` is lost. Write it back: ``history[3] = {**history[3], "seen": True}``. The newest 32
-      items, the kept ones, a summary, and each item that somebody else holds a reference to are never sealed.
+    - **An item that is read is unsealed**, with up to 63 next to it, and sealed again once no other code refers to it:
+      by later appends, by ``flush`` if it is in a store, or by the loop that has read it. A change inside it,
+      ``history[3]["seen"] = True``, is kept. The newest 32 items, the kept ones, a summary, and each item that other
+      code holds a reference to are never sealed.
     - **C code that reads the storage of a list itself** refuses it: ``orjson.dumps`` and ``msgspec.json.encode`` raise
       ``TypeError``. Give them ``list(history)``. So does ``list.copy(history)``, and all that is called by the name of
       list, return what stands in the storage, and what writes there is not noticed: use its methods.
-    - Reading sealed items takes a microsecond each in a loop, and some 40 for one alone.
+    - Reading sealed items takes some microseconds each in a loop, and some 60 for one alone. ``list(history)`` unseals
+      all, until later appends seal them again.
 
     Sealed is only what comes back equal and of exactly the same types: dicts with texts and whole numbers as keys,
     lists, texts, numbers, bytes and ``None``, in each other up to 32 deep. All else (tuples, dates, dataclasses,
@@ -161,7 +148,7 @@ class CompactHistory(History[T]):
     A list given at the start hands over its items: those that nobody but that list holds are sealed. With ``extend``
     that waits until the list is gone. ``copy.copy`` and ``copy.deepcopy`` share what is sealed.
 
-    Safe to share between threads as any `History`; reading takes no lock. Safe after ``fork``.
+    Safe to share between threads as any `History`. Safe after ``fork``.
     """
 
     # How it is read.
@@ -175,19 +162,19 @@ class CompactHistory(History[T]):
     def __getitem__(self, index: slice, /) -> list[T]: ...
     def __getitem__(self, index: Any, /) -> Any:
         found = _get(self, index)
-        if type(found) is not Segment and self._hygiene.journal is not None:
+        if (Segment in map(type, found)) if isinstance(index, slice) else type(found) is Segment:
+            found = self._unseal(index)
+        if self._hygiene.journal is not None:
             _history.lend(self, index, found)
-        if isinstance(index, slice):
-            return self._items(index) if Segment in map(type, found) else found
-        while type(found) is Segment:
-            # In which place of its run it is tells the slots behind it; all in one step, whoever else is writing.
-            start = operator.index(index)
-            stop = start + _RUN
-            slots = _get(self, slice(start, None if start < 0 <= stop else stop))
-            if slots and type(slots[0]) is Segment:
-                return slots[0].item(slots[0].count - _run_length(slots, 0))
-            found = _get(self, index)  # it has changed meanwhile
         return found
+
+    def _unseal(self, index: Any) -> Any:
+        """The item or items at *index*, which stay in their places from now on: whoever reads one may change it."""
+        with self._whole():
+            places = range(len(self))[index]
+            for place in places if isinstance(places, range) else (places,):
+                self._lay_open_at(place)
+            return _get(self, index)
 
     def _items(self, where: slice, /) -> list[T]:
         slots = _get(self, _ALL)
@@ -209,6 +196,56 @@ class CompactHistory(History[T]):
             _history.walked(self, token)
 
     def _steps(self, index: int) -> Iterator[T]:
+        left: tuple[int, int, Segment] | None = None  # a run that was unsealed here, and that the loop has left
+        while True:
+            window = self._hygiene
+            slots = _get(self, slice(index, index + _RUN))
+            if not slots:
+                return
+            segment = slots[0]
+            if type(segment) is Segment:
+                with self._whole():
+                    now = _get(self, slice(index, index + _RUN))
+                    if len(now) != len(slots) or not all(map(operator.is_, now, slots)):
+                        continue
+                    del now
+                    count = _run_length(slots, 0)
+                    self._lay_open_at(index)
+                    slots = _get(self, slice(index, index + count))
+            else:
+                segment = None
+                del slots[next((place for place, slot in enumerate(slots) if type(slot) is Segment), _RUN) :]
+            seen = window.moved
+            first, count = index, len(slots)
+            if window.journal is not None:
+                _history.lend(self, slice(first, first + count), slots)
+            slots.reverse()
+            while slots:
+                yield slots.pop()  # and no other reference to it stays here
+                index += 1
+                if window.moved != seen:  # by whoever was handed the item: so nothing is known any more
+                    segment = None
+                    break
+                if left is not None:  # whoever loops has let go of its last item only now
+                    self._seal_again(*left)
+                    left, seen = None, window.moved
+            left = None if segment is None else (first, count, segment)
+
+    def _seal_again(self, start: int, count: int, segment: Segment) -> None:
+        """Put *segment* back in the place of its *count* last items, if they are as they were and nobody holds one."""
+        new = [segment] * count
+        with self._whole() as window:
+            items = _get(self, slice(start, start + count))
+            if len(items) != count or Segment in map(type, items):
+                return
+            _set(self, slice(start, start + count), new)
+            window.moved += 1
+            # As in `_swap`: from here on nobody can come by one who does not hold one already.
+            if any(_states(items, 0, _NOBODY)) or not _is_sealed_in(items, segment):
+                _set(self, slice(start, start + count), items)
+
+    def _values(self, index: int = 0) -> Iterator[T]:
+        """As `_steps`, for a look that hands nothing out: sealed items are made for it, and stay sealed."""
         while True:
             window = self._hygiene
             seen = window.moved
@@ -220,11 +257,11 @@ class CompactHistory(History[T]):
             else:
                 stop = next((place for place, slot in enumerate(slots) if type(slot) is Segment), _RUN)
                 items = slots[:stop]
-            del slots  # who only looks at one item shall not hold the others
+            del slots
             for item in items:
                 yield item
                 index += 1
-                if window.moved != seen:  # by whoever was handed the item: so nothing is known any more
+                if window.moved != seen:
                     break
             del items
 
@@ -235,7 +272,7 @@ class CompactHistory(History[T]):
             index -= 1
 
     def __contains__(self, item: object, /) -> bool:
-        return any(one is item or one == item for one in self)
+        return any(one is item or one == item for one in self._values())
 
     def index(self, item: T, start: SupportsIndex = 0, stop: SupportsIndex = sys.maxsize, /) -> int:
         """
@@ -245,7 +282,7 @@ class CompactHistory(History[T]):
             ValueError: There is none.
         """
         first, last, _ = slice(start, stop).indices(len(self))
-        for place, one in enumerate(self._walk(first), first):
+        for place, one in enumerate(self._values(first), first):
             if place >= last:
                 break
             if one is item or one == item:
@@ -254,7 +291,7 @@ class CompactHistory(History[T]):
 
     def count(self, item: T, /) -> int:
         """How many items are equal to *item*."""
-        return sum(one is item or one == item for one in self)
+        return sum(one is item or one == item for one in self._values())
 
     def copy(self) -> list[T]:
         """A plain list of all items."""
@@ -304,6 +341,13 @@ class CompactHistory(History[T]):
         return repr(self._items(_ALL))
 
     # How it is copied.
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        reduced: Any = super().__reduce_ex__(max(2, int(protocol)))
+        make, arguments, *rest = reduced
+        if len(rest) > 1 and isinstance(rest[1], types.GeneratorType):
+            rest[1] = self._values()  # what pickle holds for a moment need not be unsealed
+        return make, arguments, *rest
 
     def __copy__(self) -> Any:
         _history.lend(self, _ALL, _get(self, _ALL))
@@ -437,11 +481,12 @@ class CompactHistory(History[T]):
         segment = _get(self, index)
         if type(segment) is not Segment:
             return
-        slots = _get(self, slice(index + _RUN))
-        start = index
+        base = max(0, index - _RUN)
+        slots = _get(self, slice(base, index + _RUN))
+        start = index - base
         while start and slots[start - 1] is segment:
             start -= 1
-        self._put_back(start, _opened(slots, start, start + _run_length(slots, start)))
+        self._put_back(base + start, _opened(slots, start, start + _run_length(slots, start)))
 
     def _lay_open(self) -> None:
         """Put all items in their places, under the lock."""
@@ -455,6 +500,9 @@ class CompactHistory(History[T]):
         window.moved += 1
         # Their weights stay what they were when sealed: soon they are again, and nothing must leave because of that.
         window.untried = max(window.untried, len(self) - start)
+
+    def _rest(self) -> None:
+        self._seal(sys.maxsize)
 
     def _align(self) -> None:
         window = self._hygiene
@@ -630,6 +678,14 @@ def _sealed(items: list[Any]) -> tuple[Segment, list[Any]] | None:
     except Exception:  # an item is changed by another thread at this moment, or nothing that MessagePack has
         return None
     return (segment, values) if same else None
+
+
+def _is_sealed_in(items: list[Any], segment: Segment) -> bool:
+    """Whether *items* are the last ones of *segment*, unchanged."""
+    try:
+        return bool(_encode(items) == _encode(segment.items()[-len(items) :]))
+    except Exception:  # something was put into one that MessagePack does not have
+        return False
 
 
 def _stretches(states: list[int]) -> Iterator[tuple[int, int]]:

@@ -380,10 +380,9 @@ class History(list[T]):
             logged, and are counted in `given_up`.
         getsizeof: Bytes of one item, called once with each; an item that grows later is not measured again.
             By default `hygiene.sizing.sizeof`, an estimate, which counts all that an item refers to.
-        compact: Keep the older items compressed, in about a tenth of the memory, and make them anew when they are
-            read. **Cold items are values, not objects**: one that is read is a copy, which has to be written back
-            (``history[3] = item``) if it is changed. False unless asked for, because of that. See
-            `hygiene.compact.CompactHistory`.
+        compact: Keep the older items compressed, in about a tenth of the memory. An item that is read is unsealed,
+            and sealed again when no other code refers to it. False unless asked for, because reading them takes
+            longer. See `hygiene.compact.CompactHistory`.
 
     Hooks run in a thread that just wrote, one at a time, with no lock held. They may change the history; what
     falls out by that is told with the next trim. What they raise is logged and counted in `hook_errors`,
@@ -728,6 +727,9 @@ class History(list[T]):
     def _fill(self, source: Iterable[T]) -> None:
         """Take the first items."""
         History.extend(self, source)
+
+    def _rest(self) -> None:
+        """A check for edits has ended: what was read may be put away again."""
 
     def _make_way(self, method: Callable[..., Any], where: tuple[Any, ...]) -> None:
         """A list's *method* is about to be done to the items, under the lock."""

@@ -662,6 +662,7 @@ class Keeper:
             if isinstance(journal := value._hygiene.journal, Journal):
                 journal.check(value)
                 journal.find_edits(value)
+                value._rest()
         elif key in self._hashes:
             self._save_if(key, value)
 

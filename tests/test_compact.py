@@ -463,17 +463,107 @@ def test_extending_by_a_list_seals_when_that_is_gone():
     assert "edited" == history[0]["content"]
 
 
-def test_sealed_items_are_values():
-    """Reading one makes a new object; what is changed has to be written back."""
+def edits():
+    return {
+        "index": lambda history: history[3].update(content="edited"),
+        "index from the end": lambda history: history[3 - len(history)].update(content="edited"),
+        "nested": lambda history: history[3]["meta"]["tags"].append("edited"),
+        "slice": lambda history: history[2:5][1].update(content="edited"),
+        "strided slice": lambda history: history[::3][1].update(content="edited"),
+        "all": lambda history: history[:][3].update(content="edited"),
+        "list": lambda history: list(history)[3].update(content="edited"),
+        "loop": lambda history: [one.update(content="edited") for place, one in enumerate(history) if place == 3],
+        "loop that ends early": lambda history: next(islice(history, 3, None)).update(content="edited"),
+        "reversed": lambda history: next(islice(reversed(history), len(history) - 4, None)).update(content="edited"),
+        "sum": lambda history: operator.add(history, [])[3].update(content="edited"),
+        "prompt": lambda history: operator.add(["system"], history)[4].update(content="edited"),
+    }
+
+
+@pytest.mark.parametrize("edit", edits().values(), ids=edits())
+def test_a_change_inside_a_sealed_item_is_kept(edit):
+    """However it was read; and it is sealed again, with the change, when nobody holds it."""
     history = filled(300)
+    expected = messages(300)
+    edit(expected)
+    before = sealed(history)
 
-    history[3]["content"] = "lost"
-    history[70] = {**history[70], "content": "written"}
+    edit(history)
+    at_once = history[:] == expected
+    for number in range(300, 900):
+        history.append(message(number))
+    later = messages(900)[300:]
 
-    assert history[3] is not history[3]
-    assert "message 3" == history[3]["content"]
-    assert "written" == history[70]["content"]
-    assert history[-1] is history[-1]
+    assert before
+    assert at_once
+    assert Segment is type(slots(history)[3])
+    assert expected + later == history
+
+
+def test_a_sealed_item_that_is_held_stays_open_and_what_its_holder_does_is_kept():
+    """As long as that takes, and with those that are inside of it."""
+    history = filled(300)
+    held, inner = history[3], history[70]["meta"]["tags"]
+    for number in range(300, 900):
+        history.append(message(number))
+
+    held["content"] = "late"
+    inner.append("late")
+    open_still = [type(slots(history)[place]) is not Segment for place in (3, 70)]
+    del held, inner
+    for number in range(900, 2200):
+        history.append(message(number))
+
+    assert [True, True] == open_still
+    assert "late" == history[3]["content"]
+    assert ["a", 70, "late"] == history[70]["meta"]["tags"]
+
+
+def test_a_loop_leaves_what_it_only_read_sealed():
+    """A run at a time is unsealed, and put back when the loop has left it."""
+    history = filled(1000)
+    before, most = sealed(history), 0
+
+    for number, one in enumerate(history):
+        if number % 50 == 0:
+            most = max(most, before - sealed(history))
+        del one
+
+    assert before - sealed(history) <= 64
+    assert most <= 3 * 64
+
+
+def test_a_look_that_hands_nothing_out_unseals_nothing():
+    """Comparing, counting, printing and pickling leave what is sealed as it is."""
+    history = filled(1000)
+    before = slots(history)
+
+    assert messages(1000) == history
+    assert message(3) in history
+    assert 3 == history.index(message(3))
+    assert 1 == history.count(message(3))
+    assert repr(messages(1000)) == repr(history)
+    assert messages(1000) == pickle.loads(pickle.dumps(history)) == copy.copy(history)
+    assert all(map(operator.is_, before, slots(history)))
+
+
+def test_a_loop_that_changes_each_item_loses_nothing():
+    """Also in another loop's middle, and with appends meanwhile."""
+    history = filled(500)
+
+    for number, one in enumerate(history):
+        one["content"] += "!"
+        if number % 100 == 0:
+            history.append(message(1000 + number))
+            for other in history:
+                other.setdefault("seen", 0)
+                other["seen"] += 1
+        if number == 499:
+            break
+    del one, other
+
+    assert [f"message {number}!" for number in range(500)] == [one["content"] for one in history[:500]]
+    assert {5} == {one["seen"] for one in history[:500]}
 
 
 def test_the_kept_items_and_the_newest_stay_objects():

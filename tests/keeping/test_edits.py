@@ -349,6 +349,34 @@ def test_a_class_that_reads_in_a_way_of_its_own_is_looked_at_whole(store: SQLite
         assert isinstance(chats["k"], Odd)
 
 
+def test_a_change_inside_a_sealed_item_is_saved(store: SQLiteStore) -> None:
+    """A compact history unseals what it hands out, and the flush that has saved a change seals it again."""
+    writer = WriteBehind(store, space="chats", every=10**6, interval=10**6)
+    with Registry(maxsize=3, store=writer, values=partial(History, compact=True)) as chats:
+        history = filled(chats, 300)
+        journal, kinds = history._hygiene.journal, lambda: list(map(type, list.__getitem__(history, slice(None))))
+        before = kinds().count(dict)
+        history[3]["content"] = "edited"
+        next(item for item in history if item["content"] == "70")["calls"].append("late")
+        held = history[140]
+        during = kinds().count(dict)
+        chats.flush()
+        once = stored(chats)
+        held["content"] = "held"
+        chats.flush()
+        twice = stored(chats)[140]["content"]
+        del held
+        for _ in range(10):
+            chats.flush()
+
+        assert before < during
+        assert ("edited", ["late"]) == (once[3]["content"], once[70]["calls"][1:])
+        assert "held" == twice
+        assert before >= kinds().count(dict)
+        assert 0 == journal._lent.count(1)
+        assert history == stored(chats)
+
+
 # What it is.
 
 
