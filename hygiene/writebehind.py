@@ -32,13 +32,17 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import os
 import random
+import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
@@ -55,6 +59,7 @@ __all__ = ["Rejected", "WriteBehind", "WriteBehindStats"]
 
 
 Durability = Literal["process", "machine"]
+Sigterm = Literal["warn", "ignore"]
 
 _SLICE: Final = 1000  # changes in one save: some milliseconds, for which other users of the store wait
 _LINGER: Final = 5.0  # seconds that the thread stays with nothing to do: starting one costs as much as 100 changes
@@ -282,9 +287,12 @@ class WriteBehind:
             was not saved is its own from then on. Without it, the entry's next use raises.
         name: What it is called in the log; default: the space.
         timer: Returns monotonic seconds. With a `testing.ManualClock`, call `save_due`.
+        sigterm: With "warn" (the default), the writer thread checks once, at its first save that *interval* caused,
+            whether SIGTERM would end this process without a save, and logs one warning for the process if so. Children
+            of `multiprocessing` are not checked. "ignore" turns the check off. See `install_signal_handlers`.
 
     Raises:
-        ValueError: a number that is not positive, or an unknown *durability*.
+        ValueError: a number that is not positive, or an unknown *durability* or *sigterm*.
         TypeError: *critical* or *on_conflict* cannot be called.
     """
 
@@ -301,6 +309,7 @@ class WriteBehind:
         on_conflict: Callable[[Rejected], object] | None = None,
         name: str | None = None,
         timer: Callable[[], float] = time.monotonic,
+        sigterm: Sigterm = "warn",
     ) -> None:
         numbers: dict[str, object] = {"every": every, "max_pending": max_pending}
         for what, number in numbers.items():
@@ -311,6 +320,8 @@ class WriteBehind:
                 raise TypeError(f"{what} must be callable; found {hook!r}")
         if durability not in {"process", "machine"}:
             raise ValueError(f'durability must be "process" or "machine"; found {durability!r}')
+        if sigterm not in {"warn", "ignore"}:
+            raise ValueError(f'`sigterm` must be "warn" or "ignore", got {sigterm!r}.')
         self._store = store
         self._encode = store.encode
         self._every = every
@@ -318,6 +329,8 @@ class WriteBehind:
         self._critical = critical
         self._max_pending = max_pending
         self._machine = durability == "machine"
+        self._sigterm_unchecked = sigterm == "warn"  # until the first save that the interval caused
+        self._interval_elapsed = False
         self._space = space
         self._on_conflict = on_conflict
         self.name = space if name is None else name
@@ -815,6 +828,9 @@ class WriteBehind:
     def _work(self) -> None:
         while True:
             if self._step():
+                if self._interval_elapsed and self._sigterm_unchecked:
+                    self._sigterm_unchecked = False
+                    _warn_of_sigterm(self.name)
                 continue
             self._expire()
             with self._lock:
@@ -878,6 +894,7 @@ class WriteBehind:
                 if now - first.at < self._interval:
                     return {}
                 self._goal, self._since = self._serial, 0
+                self._interval_elapsed = True
             count = 0
             for key, entry in pending.items():
                 if entry.first > self._goal or count >= _SLICE:
@@ -1661,6 +1678,43 @@ class _Keeper(Protocol):
 
 def _nobody() -> None:
     return None
+
+
+_warned_of_sigterm: int | None = None  # the process that has logged the warning; a forked child logs its own
+
+
+def _warn_of_sigterm(name: str) -> None:
+    """Log once per process that SIGTERM loses the unsaved changes, if it does. Called in a writer thread."""
+    global _warned_of_sigterm  # noqa: PLW0603 - one process has one SIGTERM
+    if _warned_of_sigterm == os.getpid() or not _sigterm_kills():
+        return
+    _warned_of_sigterm = os.getpid()
+    logger.warning(
+        "write-behind %r: SIGTERM would end this process without saving its unsaved changes. Call "
+        "hygiene.install_signal_handlers() in the main thread, or flush() before the process ends. "
+        'WriteBehind(sigterm="ignore") turns this warning off',
+        name,
+        extra={"event_name": "store.sigterm_unhandled", "saver": name},
+    )
+
+
+def _sigterm_kills() -> bool:
+    """True if SIGTERM ends this process on the spot, and the process is not one that its parent ends in another way."""
+    if sys.platform == "win32" or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return False
+    # Not imported for this: a child of multiprocessing has it. `billiard` is the fork of it that Celery uses.
+    for package in ("multiprocessing", "billiard"):
+        process = sys.modules.get(f"{package}.process")
+        if process is not None and type(process.current_process()).__name__ != "_MainProcess":
+            return False
+    # Blocked, a program waits for it with `signal.sigwait` or a file descriptor. Threads inherit the mask.
+    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return False
+    # A handler that was not set from Python, such as gevent's. Only Linux shows it.
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        caught = int(Path("/proc/self/status").read_text().split("\nSigCgt:")[1].split(maxsplit=1)[0], 16)
+        return not caught >> (signal.SIGTERM - 1) & 1
+    return True
 
 
 def _relieve(reference: Callable[[], WriteBehind | None]) -> None:

@@ -75,6 +75,17 @@ def test_no_block_is_passed_over_in_silence(name: str) -> None:
     assert [] == odd((ROOT / name).read_text())
 
 
+def test_each_page_with_a_store_shows_the_signal_handlers() -> None:
+    """Without them SIGTERM, which stops every deployment, loses what is unsaved."""
+    pages = [name for name in DOCUMENTS if "store=" in (ROOT / name).read_text()]
+    explained = {"docs/design.md", "docs/performance.md"}  # how it works inside, and how it was measured
+
+    assert {"README.md", "docs/tutorial.md", "docs/index.md"} < set(pages)
+    assert [] == [
+        name for name in pages if name not in explained and "install_signal_handlers" not in (ROOT / name).read_text()
+    ]
+
+
 def test_a_wrong_block_is_told_with_its_line(tmp_path: Path, module: str) -> None:
     """Blocks share one module, and the one that fails is named."""
     document = tmp_path / "wrong.md"

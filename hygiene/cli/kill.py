@@ -25,6 +25,8 @@ from hygiene.cli.ledger import SPACE, opened
 from hygiene.cli.logs import InputError
 from hygiene.cli.replay import Comparison, boot, bounded_bot
 from hygiene.cli.traffic import Traffic
+from hygiene.stores import open_store
+from hygiene.writebehind import WriteBehind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -159,7 +161,7 @@ def _traffic() -> Traffic:
 
 def main(address: str) -> None:
     """Be the bot: write until killed, and say after each `flush` how many messages there were."""
-    bot = bounded_bot(_HELD, store=address)
+    bot = bounded_bot(_HELD, store=WriteBehind(open_store(address), space=SPACE, sigterm="ignore"))
     for number, (user, _, text) in enumerate(_traffic(), 1):
         bot.on_message(user, text)
         if not number % _FLUSH_EVERY:

@@ -230,7 +230,7 @@ def work(job: Job, tell: Callable[[float], None] = lambda progress: None) -> Out
     if job.store is None:
         return _work(job, None, tell)
     with opened(job.store) as store:
-        writer = WriteBehind(store, space=SPACE)
+        writer = WriteBehind(store, space=SPACE, sigterm="ignore")
         outcome = _work(job, writer, tell)
         # Not where it failed: closing goes on trying for a while, and whoever waits wants to know why.
         writer.close()
