@@ -16,6 +16,11 @@ Signals. A handler runs between two bytecodes of the main thread, which may hold
 up: it makes the program end in the ordinary way (an exception, or the framework's own graceful stop), so that `with`
 and `finally` come first. A task on the event loop, and `atexit` without one, do the rest. A thread with a clock ends
 the process if that takes too long.
+
+Children. A forked child keeps nothing of its parent in that dict; each process arms its own exit with the first thing
+that it registers. A child of multiprocessing ends with ``os._exit``, and until Python 3.13 without ``atexit``: there a
+finalizer of `multiprocessing.util` does it, before those that end queues and pools. It is set in the hook that runs
+when the child has cleared its finalizers. The processes of Celery's pool run none of them, but send a signal.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ from types import FrameType, TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from hygiene.closing import Shield, is_async, note, retrieve, running_loop, unfinished_releases
-from hygiene.janitor import aside, janitor, survive_fork
+from hygiene.janitor import aside, everything_alive, janitor, survive_fork
 from hygiene.logs import logger
 from hygiene.units import Duration, seconds
 
@@ -131,6 +136,7 @@ class _ForExit(Protocol):
     name: str
     priority: int
     _serial: int
+    _pid: int
 
     def _job(self, *, in_loop: bool) -> _Job | None:
         """What to call; ``None`` if it died meanwhile."""
@@ -163,6 +169,7 @@ class Cleanup(Generic[P, R]):
         self._asynchronous = is_async(function)
         self._home = running_loop()
         self._serial = next(_serial)
+        self._pid = os.getpid()
         self._every = every
         self._task: asyncio.Task[None] | None = None
         self._free = threading.Lock()  # taken by a run, never waited for
@@ -312,6 +319,8 @@ class _Owned:
         self.name = name
         self.priority = priority
         self._serial = serial = next(_serial)
+        self._pid = os.getpid()
+        self.inherited = _inherited.get(id(owner)) is owner and not hasattr(owner, "_saves_in_child")
         forget = _exit.pop
         self._owner = weakref.ref(owner, lambda _: forget(serial, None))
 
@@ -483,6 +492,9 @@ def close_at_shutdown(owner: object, name: str, priority: int = 0) -> _Owned:
 
 
 _armed = False
+_CHILD_PRIORITY = 100  # before the queues (10) and pools (15) of multiprocessing end: a cleanup may use them
+# What a forked child has of its parent: its values are the parent's to close. Empty in a process that was not forked.
+_inherited: Mapping[int, object] = {}
 
 
 def _for_exit(item: _ForExit) -> None:
@@ -490,7 +502,72 @@ def _for_exit(item: _ForExit) -> None:
     _exit[item._serial] = item
     if not _armed:
         _armed = True  # two threads at once may both get here; the second call finds nothing to do
-        atexit.register(_at_exit)
+        _arm()
+
+
+def _arm() -> None:
+    atexit.unregister(_at_exit)  # inherited by a fork, unless multiprocessing has cleared it
+    atexit.register(_at_exit)
+    # Not imported for this: a process that another one has started with multiprocessing has it.
+    if (util := sys.modules.get("multiprocessing.util")) is not None:
+        # A child of this process, or this one if it is still importing what a spawned child needs. Whatever is
+        # registered with the module before that moment, the child clears.
+        util.register_after_fork(_survivor, _arm_child)
+        if _is_child("multiprocessing") or _is_child("billiard"):
+            _arm_child(_survivor)
+
+
+def _is_child(package: str) -> bool:
+    """True if *package*, multiprocessing or the copy of it that Celery uses, has started this process."""
+    process = sys.modules.get(f"{package}.process")
+    return process is not None and type(process.current_process()).__name__ != "_MainProcess"
+
+
+def _arm_child(_: object) -> None:
+    """Have the end of this child of multiprocessing run what is for its exit."""
+    util: Any = sys.modules["multiprocessing.util"]
+    util.Finalize(None, _at_child_exit, exitpriority=_CHILD_PRIORITY)
+    signals = sys.modules.get("celery.signals")
+    if signals is not None and _is_child("billiard"):
+        signals.worker_process_shutdown.connect(_at_celery_exit, weak=False, dispatch_uid="hygiene")
+
+
+def _at_celery_exit(**_: object) -> None:
+    _leave_inherited()
+    _at_exit()
+
+
+def _at_child_exit() -> None:
+    """
+    The end of a child of multiprocessing. Its threads may go on.
+
+    At the end of an interpreter they have ended before. A child waits for them after its finalizers, so what is for the
+    exit waits for them in a thread that the child waits for as well.
+    """
+    _leave_inherited()
+    if _is_child("multiprocessing") and _other_threads():
+        threading.Thread(target=_after_threads, name="hygiene-exit", daemon=False).start()
+    else:
+        _at_exit()
+
+
+def _after_threads() -> None:
+    while others := _other_threads():
+        others[0].join()
+    _at_exit()
+
+
+def _other_threads() -> list[threading.Thread]:
+    """The threads that an interpreter waits for, but for this one and the main thread."""
+    here = {threading.current_thread(), threading.main_thread()}
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread not in here]
+
+
+def _leave_inherited() -> None:
+    """Take out registries and the like that hold values of the parent: this child saves, and closes nothing of it."""
+    for item in list(_exit.values()):
+        if getattr(item, "inherited", False):
+            _exit.pop(item._serial, None)
 
 
 def relieve() -> int:
@@ -1179,14 +1256,22 @@ class _Survivor:
     """After a fork: what is for the exit of the parent is the parent's."""
 
     def _after_fork(self) -> None:
-        _exit.clear()
+        global _armed, _exiting, _inherited  # noqa: PLW0603 - one process has one exit
+        here = os.getpid()
+        for item in list(_exit.values()):  # what others, made ready before this, have registered is the child's
+            if item._pid != here:
+                _exit.pop(item._serial, None)
+        _armed, _exiting = bool(_exit), False
+        _inherited = everything_alive()
+        if _armed:
+            _arm()
         _current.clear()
         if _handlers is not None:
             _handlers._stop = None
-        here = running_loop()
+        loop = running_loop()
         for serial, cleanup in [*_pressure.items(), *((s, i._cleanup) for s, i in _intervals.items())]:
             cleanup._free = threading.Lock()  # a run that was under way does not exist here
-            if cleanup._asynchronous and cleanup._home is not here:
+            if cleanup._asynchronous and cleanup._home is not loop:
                 _pressure.pop(serial, None)  # the thread of its loop does not exist here either
                 _intervals.pop(serial, None)
 

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 from hygiene.logs import logger
 
-__all__ = ["Charge", "Janitor", "alive", "aside", "janitor", "leave_alone", "survive_fork"]
+__all__ = ["Charge", "Janitor", "alive", "aside", "everything_alive", "janitor", "leave_alone", "survive_fork"]
 
 
 class Charge(Protocol):
@@ -215,6 +215,11 @@ def alive(kind: type[T]) -> list[T]:
     # The references are copied in one step: other threads make and drop survivors meanwhile.
     found = (reference() for reference in _survivors.valuerefs())
     return [survivor for survivor in found if isinstance(survivor, kind)]
+
+
+def everything_alive() -> weakref.WeakValueDictionary[int, Survivor]:
+    """Everything that was given to `survive_fork` and has not been collected, by its ``id``; held weakly."""
+    return weakref.WeakValueDictionary(_survivors)
 
 
 def leave_alone(thing: object) -> None:

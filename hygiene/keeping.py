@@ -163,6 +163,30 @@ class _Prepared:
         self.critical = critical
 
 
+class _Heir:
+    """In a forked child: closes, at its exit, the keeper of a registry that the parent has opened."""
+
+    _saves_in_child = True
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = weakref.ref(keeper)
+
+    @property
+    def closed(self) -> bool:
+        keeper = self._keeper()
+        return keeper is None or keeper.closed
+
+    def close(self) -> None:
+        """Save. The registry's values stay open: they are the parent's, too."""
+        keeper = self._keeper()
+        if keeper is None or keeper.closed:
+            return
+        unsaved = keeper.settle_all()
+        keeper.close()
+        if unsaved is not None:
+            raise unsaved
+
+
 class Keeper:
     """
     Keeps the entries of one registry in one space of a store.
@@ -215,6 +239,7 @@ class Keeper:
         self._expiring: set[Any] = set()  # deleted because their time was over
         self._awaited = False  # somebody was to leave, and waits for a save
         self._blocked: set[Any] = set()  # could not be saved when they were to leave, which has been said
+        self._heir: tuple[_Heir, Any] | None = None  # in a forked child, and its place in the shutdown
         self.closed = False
         self.loads = 0
         """Entries that came back from the store."""
@@ -285,6 +310,19 @@ class Keeper:
             elif key in self._hashes:
                 with contextlib.suppress(Exception):  # it cannot be saved, which will be said when it is to be
                     self._hashes[key] = hash(self._encode(value, key))
+        if registry is not None and not self.closed:
+            self._enlist_heir()
+
+    def _enlist_heir(self) -> None:
+        """Have the end of this forked child save what it has changed, and leave the parent's values alone."""
+        if self._heir is not None:
+            self._heir[1].cancel()
+        heir = _Heir(self)
+        self._heir = heir, close_at_shutdown(heir, f"write-behind {self.writer.name!r}, in a forked process")
+
+    def _stand_before_writer(self) -> None:
+        if self._heir is not None:
+            self._enlist_heir()  # of two, the last registered is closed first
 
     # Coming back
 

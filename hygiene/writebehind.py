@@ -296,6 +296,8 @@ class WriteBehind:
         TypeError: *critical* or *on_conflict* cannot be called.
     """
 
+    _saves_in_child = True  # an inherited one is closed at the end of a forked child: see `hygiene.cleanup`
+
     def __init__(
         self,
         store: Store,
@@ -807,6 +809,8 @@ class WriteBehind:
         if not self._known and not self._closing:  # a new process, or a shutdown that was survived
             self._known = True
             close_at_shutdown(self, f"write-behind {self.name!r}")
+            if (keeper := self._keeper()) is not None:
+                keeper._stand_before_writer()
         if self._thread is not None:
             self._news.notify()
             return
@@ -1674,6 +1678,9 @@ class _Keeper(Protocol):
 
     def _refused(self, one: Rejected) -> None:
         """The entry was rejected."""
+
+    def _stand_before_writer(self) -> None:
+        """The writer is closed at the exit: have the registry's in-place changes saved before, in a forked child."""
 
 
 def _nobody() -> None:
