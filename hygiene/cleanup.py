@@ -533,7 +533,6 @@ def _arm_child(_: object) -> None:
 
 
 def _at_celery_exit(**_: object) -> None:
-    _leave_inherited()
     _at_exit()
 
 
@@ -544,7 +543,6 @@ def _at_child_exit() -> None:
     At the end of an interpreter they have ended before. A child waits for them after its finalizers, so what is for the
     exit waits for them in a thread that the child waits for as well.
     """
-    _leave_inherited()
     if _is_child("multiprocessing") and _other_threads():
         threading.Thread(target=_after_threads, name="hygiene-exit", daemon=False).start()
     else:
@@ -976,6 +974,8 @@ _exiting = False
 def _at_exit() -> None:
     global _exiting  # noqa: PLW0603 - one process has one exit
     _exiting = True
+    if _is_child("multiprocessing") or _is_child("billiard"):
+        _leave_inherited()
     handlers = _handlers
     stop = None if handlers is None else handlers._stop
     left = 10.0 if stop is None else stop.deadline - time.monotonic()
@@ -1254,6 +1254,12 @@ def install_signal_handlers(
 
 class _Survivor:
     """After a fork: what is for the exit of the parent is the parent's."""
+
+    def _renew_locks(self) -> None:
+        """`threading` was patched: see `janitor.renew_locks`."""
+        for cleanup in [*_pressure.values(), *(interval._cleanup for interval in _intervals.values())]:
+            if not cleanup._free.locked():
+                cleanup._free = threading.Lock()
 
     def _after_fork(self) -> None:
         global _armed, _exiting, _inherited  # noqa: PLW0603 - one process has one exit

@@ -257,6 +257,11 @@ class _Rows(Registry[Any, None]):
     def _entries_of(self, gone: list[Gone]) -> int:
         return len({column._row(key) for column, key, *_ in gone if isinstance(column, _Column)})
 
+    def _renew_locks(self) -> None:
+        super()._renew_locks()
+        for column in self._present():
+            column._lock = self._lock
+
     def _after_fork(self) -> None:
         super()._after_fork()
         for column in self._present():  # whichever of them was given its new lock first, it is one lock
@@ -556,6 +561,10 @@ class _Column(Timed[Any, Any]):
         """The numbers of this column; *leased* and *overflowing* count rows."""
         rows = self._rows.stats()
         return dataclasses.replace(super().stats(), leased=rows.leased, overflowing=rows.overflowing)
+
+    def _renew_locks(self) -> None:
+        super()._renew_locks()
+        self._lock = self._rows._lock
 
     def _after_fork(self) -> None:
         super()._after_fork()

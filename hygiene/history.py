@@ -59,6 +59,7 @@ from itertools import islice
 from opcode import opmap
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, SupportsIndex, TypeVar, overload
 
+from hygiene.janitor import survive_fork
 from hygiene.logs import logger
 from hygiene.sizing import sizeof
 from hygiene.units import Size, nbytes
@@ -340,6 +341,19 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class _Patched:
+    """When gevent has patched `threading`, a history takes a new lock as it does in a forked child."""
+
+    def _after_fork(self) -> None:
+        """Nothing: see above."""
+
+    _renew_locks = staticmethod(_after_fork_in_child)
+
+
+_patched = _Patched()
+survive_fork(_patched)
 
 
 class History(list[T]):

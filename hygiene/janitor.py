@@ -17,11 +17,25 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from types import ModuleType
 from typing import Protocol, TypeVar
+
+import wrapt
 
 from hygiene.logs import logger
 
-__all__ = ["Charge", "Janitor", "alive", "aside", "everything_alive", "janitor", "leave_alone", "survive_fork"]
+__all__ = [
+    "Charge",
+    "Janitor",
+    "alive",
+    "aside",
+    "everything_alive",
+    "janitor",
+    "leave_alone",
+    "renew_locks",
+    "retire",
+    "survive_fork",
+]
 
 
 class Charge(Protocol):
@@ -97,12 +111,19 @@ class Janitor:
         self._news.put(None)
 
     def _run(self) -> None:
+        inbox = self._news
         while (wait := self._next_wait()) is not None:
             try:
-                news = self._news.get(timeout=wait)
+                news = inbox.get(timeout=wait)
             except queue.Empty:
                 self.wakeups += 1
+                if inbox is not self._news:
+                    retire()
+                    return
             else:
+                if inbox is not self._news:
+                    retire()  # another thread has its work: see `_renew_locks`
+                    return
                 self.wakeups += 1
                 if news is None:
                     self._stale = True
@@ -164,6 +185,12 @@ class Janitor:
             if delay is not None:
                 heapq.heappush(self._agenda, (time.monotonic() + delay, next(self._serial), reference))
             self._visiting = None
+
+    def _renew_locks(self) -> None:
+        """Have a thread of the kind that `threading` makes now do the work; the one that waits ends."""
+        inbox = self._news
+        self._after_fork()
+        inbox.put(None)
 
     def _after_fork(self) -> None:
         watched = [item for item in self._agenda if item[2]() is not None]
@@ -249,5 +276,53 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def renew_locks() -> None:
+    """
+    Have everything that outlives a fork take its locks and threads anew from `threading`, which was patched.
+
+    gunicorn loads a program with ``--preload``, forks a worker, and only there has gevent replace locks and threads. A
+    lock of before does not tell greenlets apart, and a thread of before, or whoever waits for it, stops all of them.
+    """
+    for survivor in reversed(list(_survivors.values())):
+        renew = getattr(survivor, "_renew_locks", None)
+        if renew is None:
+            continue
+        try:
+            renew()
+        except Exception:
+            logger.exception(
+                "%r could not take new locks after gevent's patch",
+                type(survivor).__name__,
+                extra={"event_name": "patch.not_ready"},
+            )
+
+
+_Queue = queue.SimpleQueue  # of before the patch
+
+
+def retire() -> None:
+    """
+    Wait for ever, in a daemon thread that gevent's patch has left without work.
+
+    If it ended, `threading` would look for it under the number of a greenlet, and print a traceback.
+    """
+    inbox: queue.SimpleQueue[None] = _Queue()
+    while queue.SimpleQueue is not _Queue:
+        inbox.get()
+
+
+def _patched(event: object) -> None:
+    """Called by gevent for each of its events: the last says that everything is patched."""
+    if type(event).__name__ == "GeventDidPatchAllEvent":
+        renew_locks()
+
+
+def _listen_to_gevent(events: ModuleType) -> None:
+    events.subscribers.append(_patched)
+
+
+wrapt.register_post_import_hook(_listen_to_gevent, "gevent.events")
 
 janitor = Janitor()

@@ -93,6 +93,8 @@ class _Openings:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
 
+    _renew_locks = _after_fork
+
     def take(self, address: str) -> _Opened:
         scheme, _, place = address.partition(":")
         shared = address

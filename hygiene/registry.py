@@ -2313,6 +2313,12 @@ class Registry(Kernel[K, V]):
     def _label(self) -> str:
         return self._name or f"of {len(self)} entries"
 
+    def _renew_locks(self) -> None:
+        """`threading` was patched: see `janitor.renew_locks`."""
+        with self._lock:
+            self._lock = threading.RLock()
+            self._choose_paths()
+
     def _after_fork(self) -> None:
         # Whoever held the locks, or was creating a value, is a thread that this process does not have.
         self._lock = threading.RLock()

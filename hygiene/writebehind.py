@@ -49,7 +49,7 @@ from typing import Any, Final, Literal, Protocol, Self
 from hygiene.cleanup import close_at_shutdown, register_cleanup
 from hygiene.closing import GRACE, retrieve, running_loop
 from hygiene.errors import OwnershipLost, StoreError, StoreUnavailable, VersionConflict
-from hygiene.janitor import survive_fork
+from hygiene.janitor import retire, survive_fork
 from hygiene.logs import logger
 from hygiene.stores.codec import encode_key
 from hygiene.stores.protocol import Change, Delete, Head, Kind, Record, SaveLog, SaveValue, Store
@@ -340,6 +340,7 @@ class WriteBehind:
         self._timer = timer
         self._manual = bool(getattr(timer, "manual", False))
         self._closing = self._closed = False
+        self._retired: threading.Thread | None = None  # since gevent's patch
         self._heads: dict[Any, Head | None] = {}
         self._leaving: set[Any] = set()
         self._fences: dict[Any, int] = {}
@@ -353,12 +354,15 @@ class WriteBehind:
             lambda: _relieve(reference), on="pressure", name=f"write-behind {self.name!r}"
         )
 
-    def _begin_anew(self) -> None:
+    def _make_locks(self) -> None:
         # Reentrant: a collection, at any line, may run a finalizer that puts something here.
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)  # for the writer
         self._settled = threading.Condition(self._lock)  # for those who wait for a save, or for room
         self._drive = threading.RLock()  # held around each save, hooks and all: one at a time, whoever does it
+
+    def _begin_anew(self) -> None:
+        self._make_locks()
         self._thread: threading.Thread | None = None
         self._pending: dict[Any, _Entry] = {}  # in the order of their oldest change
         self._saving: dict[Any, _Entry] = {}
@@ -378,6 +382,24 @@ class WriteBehind:
         self._error: Exception | None = None  # while the store is not able to save
         self._saved = self._superseded = self._discarded = 0
         self._saves = self._failures = self._conflicts = self._hook_errors = 0
+
+    def _renew_locks(self) -> None:
+        """`threading` was patched: take locks, and a thread, of its kind. See `janitor.renew_locks`."""
+        drive = self._drive
+        if not drive.acquire(timeout=GRACE):
+            return  # a save hangs in a thread of before, which needs the locks that it knows
+        try:
+            with self._lock:
+                before = self._news, self._settled
+                self._retired, self._thread = self._thread, None
+                self._make_locks()
+                for condition in before:
+                    condition.notify_all()  # the thread of before wakes up, sees that it is not the writer, and ends
+        finally:
+            drive.release()
+        with self._lock:
+            if self._unsaved:
+                self._rouse(timed=True)
 
     # Changes
 
@@ -822,15 +844,19 @@ class WriteBehind:
             self._thread = None
 
     def _run(self) -> None:
+        here = threading.current_thread()
         try:
-            self._work()
+            self._work(here)
         finally:  # whatever a store may raise, the next change must start another one
-            with self._lock:
-                if self._thread is threading.current_thread():
-                    self._thread = None
+            if self._thread is here:
+                with self._lock:
+                    if self._thread is here:
+                        self._thread = None
+        if self._retired is here:
+            retire()
 
-    def _work(self) -> None:
-        while True:
+    def _work(self, here: threading.Thread) -> None:
+        while self._thread is here:  # else another one has the work: see `_renew_locks`
             if self._step():
                 if self._interval_elapsed and self._sigterm_unchecked:
                     self._sigterm_unchecked = False
@@ -909,7 +935,10 @@ class WriteBehind:
 
     def _step(self) -> bool:
         """Save one batch, if one is due, and tell who waits for it."""
-        with self._drive:
+        drive = self._drive
+        with drive:
+            if drive is not self._drive:
+                return True  # `_renew_locks` has put another one in its place: wait for that one
             with self._lock:
                 batch = self._take()
                 if not batch:
