@@ -184,7 +184,8 @@ class _Heir:
         if keeper is None or keeper.closed:
             return
         unsaved = keeper.settle_all()
-        keeper.close()
+        if len(keeper.writer):  # else this child has not used it, and maybe could not: see `SQLiteStore`
+            keeper.close()
         if unsaved is not None:
             raise unsaved
 
