@@ -17,6 +17,7 @@ from hygiene.cleanup import (
 from hygiene.decorators import bounded_history, bounded_registry, registry_of, ttl_registry
 from hygiene.errors import (
     HygieneError,
+    LeaseTimeout,
     NotStorable,
     OwnershipLost,
     PoolClosed,
@@ -72,6 +73,7 @@ __all__ = [
     "Holder",
     "HygieneError",
     "Lease",
+    "LeaseTimeout",
     "LineGrowth",
     "ManagedLocal",
     "MemoryBudget",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HOOK_ERRORS",
     "HygieneError",
+    "LeaseTimeout",
     "NotStorable",
     "OwnershipLost",
     "PoolClosed",
@@ -48,6 +49,19 @@ class RegistryFull(HygieneError):
 
     def __init__(self, message: str, stats: RegistryStats | None = None) -> None:
         super().__init__(message)  # one required argument, so the error survives pickling
+        self.stats = stats
+
+
+class LeaseTimeout(HygieneError, TimeoutError):
+    """
+    A lease was not acquired within its *timeout*: another caller, or another process, did not finish in time.
+
+    It is a ``TimeoutError``, too. No factory was called for it, and nothing has to be released. *stats* has the
+    registry's numbers.
+    """
+
+    def __init__(self, message: str, stats: RegistryStats | None = None) -> None:
+        super().__init__(message)
         self.stats = stats
 
 

@@ -11,9 +11,9 @@ from concurrent import futures
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from hygiene.closing import note, running_loop
-from hygiene.errors import HygieneError
+from hygiene.errors import HygieneError, LeaseTimeout
 from hygiene.kernel import MISSING
-from hygiene.waits import wait_here, wait_in_task, works_on
+from hygiene.waits import Deadline, wait_here, wait_in_task, works_on
 
 if TYPE_CHECKING:
     from hygiene.registry import Registry
@@ -33,31 +33,34 @@ class Lease(Generic[V]):
     Good for one ``with`` or ``async with``; another use needs another lease.
     """
 
-    __slots__ = ("_create", "_key", "_registry", "_state", "_tenure", "_tenures")
+    __slots__ = ("_create", "_key", "_registry", "_state", "_tenure", "_tenures", "_timeout")
 
-    def __init__(self, registry: Registry[Any, V], key: Any, create: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, registry: Registry[Any, V], key: Any, create: Callable[[], Any] | None, timeout: float | None
+    ) -> None:
         self._registry = registry
         self._key = key
         self._create = create
+        self._timeout = timeout
         self._state = "new"
         keeper = registry._keeper
         self._tenures = None if keeper is None else keeper.tenures
         self._tenure: Tenure | None = None
 
     def __enter__(self) -> V:
-        self._begin()
+        deadline = self._begin()
         tenures = self._tenures
         if tenures is None:
-            return self._enter()
+            return self._enter(deadline)
         with self._pinned():
-            tenure = self._tenure = tenures.enter(self._key)
+            tenure = self._tenure = tenures.enter(self._key, deadline)
             try:
-                return self._enter()
+                return self._enter(deadline)
             except BaseException as error:
                 tenures.leave(self._key, tenure, error)
                 raise
 
-    def _enter(self) -> V:
+    def _enter(self, deadline: Deadline | None) -> V:
         registry, key = self._registry, self._key
         while True:
             value = registry._pin(key)
@@ -67,7 +70,7 @@ class Lease(Generic[V]):
             flight, mine = self._board(sync=True)
             try:
                 if not mine:
-                    flight.wait_here()
+                    flight.wait_here(deadline)
                     continue
                 with flight.flown_by(registry):
                     place = registry._take_place(key) if ours else None
@@ -97,14 +100,14 @@ class Lease(Generic[V]):
                 self._tenures.leave(self._key, self._tenure, error)
 
     async def __aenter__(self) -> V:
-        self._begin()
+        deadline = self._begin()
         tenures = self._tenures
         if tenures is None:
-            return await self._aenter()
+            return await self._aenter(deadline)
         with self._pinned():
-            tenure = self._tenure = await tenures.aenter(self._key)
+            tenure = self._tenure = await tenures.aenter(self._key, deadline)
             try:
-                return await self._aenter()
+                return await self._aenter(deadline)
             except BaseException as error:
                 await tenures.aleave(self._key, tenure, error)
                 raise
@@ -121,7 +124,7 @@ class Lease(Generic[V]):
         finally:
             registry._unpin(key)
 
-    async def _aenter(self) -> V:
+    async def _aenter(self, deadline: Deadline | None) -> V:
         registry, key = self._registry, self._key
         while True:
             value = registry._pin(key)
@@ -131,7 +134,7 @@ class Lease(Generic[V]):
             flight, mine = self._board(sync=False)
             try:
                 if not mine:
-                    await flight.wait()
+                    await flight.wait(deadline)
                     continue
                 with flight.flown_by(registry):
                     place = registry._take_place(key) if ours else None
@@ -158,10 +161,11 @@ class Lease(Generic[V]):
                 assert self._tenure is not None
                 await self._tenures.aleave(self._key, self._tenure, error)
 
-    def _begin(self) -> None:
+    def _begin(self) -> Deadline | None:
         if self._state != "new":
             raise RuntimeError(f"the lease on {self._key!r} was used already; ask the registry for another one")
         self._state = "entering"
+        return None if self._timeout is None else Deadline(self._timeout)
 
     def _end(self, error: BaseException | None = None) -> None:
         if self._state == "held":
@@ -221,21 +225,27 @@ class Flight:
         """True if it has landed."""
         return self._done.done()
 
-    def wait_here(self) -> None:
+    def wait_here(self, deadline: Deadline | None) -> None:
         """Wait in this thread."""
         try:
-            wait_here(self, self._done)
+            if not wait_here(self, self._done, deadline):
+                raise self._late(deadline)
             self._done.result()
         finally:
             del self  # as in `Lease.__enter__`
 
-    async def wait(self) -> None:
+    async def wait(self, deadline: Deadline | None) -> None:
         """Wait in this task."""
         try:
-            await wait_in_task(self, self._done)
+            if not await wait_in_task(self, self._done, deadline):
+                raise self._late(deadline)
             self._done.result()
         finally:
             del self  # as in `Lease.__enter__`
+
+    def _late(self, deadline: Deadline | None) -> LeaseTimeout:
+        assert deadline is not None
+        return deadline.missed(self.key, "another caller is still creating it")
 
     def flown_by(self, registry: Registry[Any, Any]) -> _Landing:
         """A block in which this flight ends."""

@@ -106,7 +106,7 @@ from hygiene.recency import CachetoolsOrder, FrequencyOrder, ImportanceOrder, Or
 from hygiene.references import own_references
 from hygiene.sizing import sizeof
 from hygiene.stores import Store
-from hygiene.units import Duration, Size, nbytes
+from hygiene.units import Duration, Size, nbytes, seconds
 from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
 from hygiene.writebehind import WriteBehind
 
@@ -1941,10 +1941,12 @@ class Registry(Kernel[K, V]):
         return len(self), nbytes(to, "to")
 
     @overload
-    def lease(self, key: K) -> Lease[V]: ...
+    def lease(self, key: K, create: None = None, *, timeout: Duration | None = None) -> Lease[V]: ...
     @overload
-    def lease(self, key: K, create: Callable[[], Awaitable[V]] | Callable[[], V]) -> Lease[V]: ...
-    def lease(self, key: K, create: Callable[[], Any] | None = None) -> Lease[V]:
+    def lease(
+        self, key: K, create: Callable[[], Awaitable[V]] | Callable[[], V], *, timeout: Duration | None = None
+    ) -> Lease[V]: ...
+    def lease(self, key: K, create: Callable[[], Any] | None = None, *, timeout: Duration | None = None) -> Lease[V]:
         """
         Use *key* without fear that it is evicted or expires meanwhile: ``with r.lease(key, create=factory) as value``.
 
@@ -1954,17 +1956,24 @@ class Registry(Kernel[K, V]):
                 who wait for it get the same exception. Under ``async with`` it may be asynchronous. Without it the
                 registry's *default_factory* serves. With ``overflow="raise"`` it is called once there is room; a value
                 that cannot be put in all the same is closed.
+            timeout: Seconds (or ``"30s"``, a ``timedelta``) that this caller waits for another caller's factory of the
+                same key, and for another process that leases it; 0: not at all. ``None``, the default: no limit. The
+                time that its own *create* takes is not part of it.
 
         Returns:
             A context manager, sync and async, good for one use. Leases of one key may overlap.
 
         Raises:
             KeyError: (on entering) there is no such entry and nothing to create it with.
+            LeaseTimeout: (on entering) it was not acquired within *timeout*; it is a ``TimeoutError``, too.
             RegistryFull: (on entering) with ``overflow="raise"``, no other entry may leave. *create* is not called.
             RuntimeError: (on entering) *create* asks for the key that it is creating, or waits for another factory that
                 does; the message names the keys.
+            ValueError: *timeout* is negative, or not understood.
         """
-        return Lease(self, key, create)
+        if timeout is not None:
+            timeout = 0.0 if timeout == 0 else seconds(timeout, "timeout")
+        return Lease(self, key, create, timeout)
 
     def _pin(self, key: Any) -> Any:
         """Pin *key* if it is here, and count the lookup; `MISSING` if not."""

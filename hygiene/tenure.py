@@ -44,6 +44,7 @@ from hygiene.closing import Shield, note, running_loop
 from hygiene.errors import OwnershipLost, StoreError, VersionConflict
 from hygiene.janitor import aside, janitor, survive_fork
 from hygiene.logs import logger
+from hygiene.waits import Deadline
 
 if TYPE_CHECKING:
     from hygiene.keeping import Keeper
@@ -119,22 +120,25 @@ class Tenures:
 
     # Coming in
 
-    def enter(self, key: Any) -> Tenure:
+    def enter(self, key: Any, deadline: Deadline | None = None) -> Tenure:
         """Take *key*, waiting for whoever has it, and bring the entry up to date; returns what `leave` takes."""
         self._refuse_loop(key)
         while True:
             tenure, mine = self._board(key)
             if not mine:
+                promise = tenure.ended if tenure.ending else tenure.ready
                 if not (tenure.ready.done() and self._may_join(tenure)):
-                    self._await_other(key, tenure.ended if tenure.ending else tenure.ready)
+                    self._await_other(key, promise, None if deadline is None else deadline.left())
+                    _check(deadline, key, promise)
                 if self._may_join(tenure) and self._join(key, tenure):
                     return tenure
                 continue
             try:
                 pause = 0.0
                 while (token := self._take(key)) is None:
+                    _check(deadline, key)
                     pause = self._next_pause(key, pause)
-                    time.sleep(_jittered(pause))
+                    time.sleep(_until(deadline, pause))
                 self._begin(key, tenure, token)
                 self._refresh(key, tenure)
             except BaseException:
@@ -144,21 +148,25 @@ class Tenures:
             self._start(tenure)
             return tenure
 
-    async def aenter(self, key: Any) -> Tenure:
+    async def aenter(self, key: Any, deadline: Deadline | None = None) -> Tenure:
         """As `enter`; the loop goes on meanwhile."""
         while True:
             tenure, mine = self._board(key)
             if not mine:
+                promise = tenure.ended if tenure.ending else tenure.ready
                 if not (tenure.ready.done() and self._may_join(tenure)):
-                    await asyncio.wait([asyncio.wrap_future(tenure.ended if tenure.ending else tenure.ready)])
+                    left = None if deadline is None else deadline.left()
+                    await asyncio.wait([asyncio.wrap_future(promise)], timeout=left)
+                    _check(deadline, key, promise)
                 if self._may_join(tenure) and self._join(key, tenure):
                     return tenure
                 continue
             try:
                 pause = 0.0
                 while (token := await self._atake(key)) is None:
+                    _check(deadline, key)
                     pause = self._next_pause(key, pause, blocks=False)
-                    await asyncio.sleep(_jittered(pause))
+                    await asyncio.sleep(_until(deadline, pause))
                 self._begin(key, tenure, token)
                 await self._arefresh(key, tenure)
             except BaseException:
@@ -179,9 +187,14 @@ class Tenures:
                 f"to lease {key!r} from other processes would block the event loop: use `async with` for the lease"
             )
 
-    def _await_other(self, key: Any, promise: futures.Future[None]) -> None:  # noqa: ARG002 - a file names it
+    def _await_other(
+        self,
+        key: Any,  # noqa: ARG002 - a file names it
+        promise: futures.Future[None],
+        timeout: float | None,
+    ) -> None:
         """Wait for another thread or task of this process."""
-        futures.wait([promise])
+        futures.wait([promise], timeout)
 
     def _next_pause(self, key: Any, pause: float, *, blocks: bool = True) -> float:  # noqa: ARG002 - a file looks at them
         """Seconds to sleep before the next attempt; *pause*: before the last one, at first 0."""
@@ -416,10 +429,12 @@ class FileTenures(Tenures):
     def _refuse_loop(self, key: Any) -> None:
         """Do nothing: mostly nothing has to be waited for."""
 
-    def _await_other(self, key: Any, promise: futures.Future[None]) -> None:
+    def _await_other(self, key: Any, promise: futures.Future[None], timeout: float | None) -> None:
         if running_loop() is None:
-            futures.wait([promise])
-        elif not futures.wait([promise], _BRIEF).done:
+            futures.wait([promise], timeout)
+            return
+        brief = _BRIEF if timeout is None else min(_BRIEF, timeout)
+        if not futures.wait([promise], brief).done and brief == _BRIEF:
             super()._refuse_loop(key)
 
     def _next_pause(self, key: Any, pause: float, *, blocks: bool = True) -> float:
@@ -610,6 +625,20 @@ class _Polls:
                 self.running = True
                 return _NEWS
         return None
+
+
+def _check(deadline: Deadline | None, key: Any, promise: futures.Future[None] | None = None) -> None:
+    """Raise if it is too late to wait any longer, for another process or for *promise*."""
+    if deadline is None or deadline.left():
+        return
+    if promise is None:
+        raise deadline.missed(key, "another process holds it")
+    if not promise.done():
+        raise deadline.missed(key, "another caller still acquires it")
+
+
+def _until(deadline: Deadline | None, pause: float) -> float:
+    return _jittered(pause) if deadline is None else min(_jittered(pause), deadline.left())
 
 
 def _jittered(pause: float) -> float:

@@ -31,9 +31,10 @@ from concurrent import futures
 from typing import Any, Protocol, Self
 
 from hygiene.closing import retrieve, running_loop
+from hygiene.errors import LeaseTimeout
 from hygiene.janitor import survive_fork
 
-__all__ = ["Target", "Wait", "wait_here", "wait_in_task", "works_on"]
+__all__ = ["Deadline", "Target", "Wait", "wait_here", "wait_in_task", "works_on"]
 
 _PAUSES = (0.01, 0.05, 0.5)  # seconds until a wait that may come to close a circle is checked again; the last repeats
 
@@ -69,6 +70,24 @@ class Target(Protocol):
     def ended(self) -> bool:
         """True if no caller has to wait for it any longer."""
         ...
+
+
+class Deadline:
+    """The moment until which one caller waits for a lease."""
+
+    __slots__ = ("_end", "_timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._end = time.monotonic() + timeout
+
+    def left(self) -> float:
+        """Seconds until then, at least 0."""
+        return max(0.0, self._end - time.monotonic())
+
+    def missed(self, key: Any, why: str) -> LeaseTimeout:
+        """The error for a lease of *key* that was not acquired until then."""
+        return LeaseTimeout(f"the lease of {key!r} timed out after {self._timeout:g} s: {why}")
 
 
 class Wait:
@@ -139,13 +158,13 @@ class Wait:
             yield "for", self._for.thread, self._for.task
 
 
-def wait_here(target: Target, ended: futures.Future[None], deadline: float | None = None) -> bool:
+def wait_here(target: Target, ended: futures.Future[None], deadline: Deadline | None = None) -> bool:
     """Wait for *target* in this thread, until *ended* is done; ``False``: it was not, at *deadline*."""
     with Wait(target, sync=True) as wait:
         pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
         while not ended.done():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            left = None if deadline is None else deadline.left()
+            if left == 0:
                 return False
             futures.wait([ended], _sooner(left, next(pauses) if wait.changes else None))
             if wait.changes and not ended.done():
@@ -153,7 +172,7 @@ def wait_here(target: Target, ended: futures.Future[None], deadline: float | Non
     return True
 
 
-async def wait_in_task(target: Target, ended: futures.Future[None], deadline: float | None = None) -> bool:
+async def wait_in_task(target: Target, ended: futures.Future[None], deadline: Deadline | None = None) -> bool:
     """As `wait_here`, in this task."""
     with Wait(target, sync=False) as wait:
         pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
@@ -161,8 +180,8 @@ async def wait_in_task(target: Target, ended: futures.Future[None], deadline: fl
         waiter.add_done_callback(retrieve)
         try:
             while not ended.done():
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
+                left = None if deadline is None else deadline.left()
+                if left == 0:
                     return False
                 await asyncio.wait([waiter], timeout=_sooner(left, next(pauses) if wait.changes else None))
                 if wait.changes and not ended.done():
