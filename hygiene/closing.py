@@ -25,6 +25,7 @@ from hygiene.errors import HOOK_ERRORS
 __all__ = [
     "GRACE",
     "Closer",
+    "Closing",
     "Releases",
     "Shield",
     "anyio_shield",
@@ -48,6 +49,7 @@ A third of the 30 s that Kubernetes gives a process between SIGTERM and SIGKILL,
 """
 
 Closer = str | Callable[[Any], Any]
+_Handed = tuple[Any, Callable[[], Any], "Closing | None", asyncio.AbstractEventLoop]
 _SYNC = ("close", "aclose", "__exit__", "__aexit__", "terminate", "shutdown")
 _ASYNC = ("aclose", "close", "__aexit__", "__exit__", "terminate", "shutdown")
 
@@ -91,6 +93,129 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
     return asyncio._get_running_loop()
 
 
+class Closing:
+    """
+    The close of one removed value, from its removal until it has ended: a `hygiene.waits.Target`.
+
+    The registry finds it by its key and holds it weakly. The record of the removal holds it, and then the release.
+
+    Args:
+        key: Of the removed entry.
+        home: The event loop that the value was put in from, if any.
+        table: Where the registry finds it.
+        lock: Of the registry; it is held now.
+        name: Of the registry.
+    """
+
+    doing = "closing"
+    ended = False
+    sync = True
+    task: asyncio.Task[None] | None = None
+    releases: Releases | None = None  # knows it, if it cannot be called here and now
+    handed: futures.Future[None] | None = None  # to the thread of `home`
+    waiting = False  # for `drain`
+    _before: weakref.ref[Closing] | None = None  # of the same key
+    _promise: futures.Future[None] | None = None
+
+    def __init__(
+        self,
+        key: Any,
+        home: asyncio.AbstractEventLoop | None,
+        table: dict[Any, weakref.ref[Closing]],
+        lock: threading.RLock,
+        name: str | None,
+    ) -> None:
+        self.key = key
+        self.home = home
+        self.name = name
+        self.thread: int | None = threading.get_ident()
+        self.loop = running_loop()
+        self._lock = lock
+        self._table: dict[Any, weakref.ref[Closing]] | None = table
+        earlier = table.get(key)
+        if earlier is not None and (other := earlier()) is not None and not other.ended:
+            self._before = earlier
+        table[key] = weakref.ref(self)
+
+    @property
+    def unfinished(self) -> Closing | None:
+        """This one, or an earlier one of the same key, if there is one that has not ended. The lock is held."""
+        if not self.ended:
+            return self
+        earlier = None if self._before is None else self._before()
+        return None if earlier is None else earlier.unfinished
+
+    @property
+    def promise(self) -> futures.Future[None]:
+        """Done when this has ended."""
+        with self._lock:
+            promise = self._promise
+            if promise is None:
+                promise = self._promise = futures.Future()
+                promise.set_running_or_notify_cancel()  # so that a cancelled waiter cannot cancel it
+                if self.ended:
+                    promise.set_result(None)
+        return promise
+
+    def begin(self) -> None:
+        """This thread calls the release now."""
+        self.thread, self.loop, self.handed, self.waiting = threading.get_ident(), running_loop(), None, False
+
+    def finish(self, *_: object) -> None:
+        """The close has ended, or there is nothing to close."""
+        table = self._table
+        if self.ended or table is None:
+            self.ended = True
+            return
+        with self._lock:
+            self.ended = True
+            reference = table.get(self.key)
+            if reference is not None and (newest := reference()) is not None and newest.unfinished is None:
+                del table[self.key]
+            promise = self._promise
+            if promise is not None and not promise.done():
+                promise.set_result(None)
+
+    def forget(self) -> None:
+        """The process was forked: whoever closes it, and whoever holds the lock, is in the parent."""
+        self._table = None
+        self.ended = True
+
+    def assist(self) -> bool:
+        """
+        Do in this thread or task what has to be done so that this ends; returns whether to look again later.
+
+        Raises:
+            RuntimeError: nothing that runs now will close it, and nothing here can.
+        """
+        here = running_loop()
+        releases, handed, task = self.releases, self.handed, self.task
+        if self.ended:
+            return False
+        if handed is not None and releases is not None and self.home is not None:
+            if self.home is here or not self.home.is_running():
+                releases._take(handed)
+            return True
+        if self.waiting and releases is not None:
+            if not releases._take_waiting(self):
+                raise RuntimeError(
+                    f"the previous value of {self.key!r} is not closed yet, and no event loop closes it: use "
+                    "`async with` for the lease, which does, or await drain() or aclose() before"
+                )
+            return True
+        if task is None:
+            return True
+        loop = task.get_loop()
+        if task.done() or loop.is_closed():
+            self.finish()
+        elif not loop.is_running():
+            raise RuntimeError(
+                f"the previous value of {self.key!r} is being closed by a task of an event loop that does not run now, "
+                "so waiting for it would not end"
+            )
+        return loop is not here
+
+
 class Releases:
     """
     Asynchronous releases on their way, so that they can be waited for.
@@ -102,8 +227,8 @@ class Releases:
         self._failed = failed
         self._changed = threading.RLock()  # a collection, at any line, may run a finalizer that comes back here
         self._running: set[asyncio.Future[None]] = set()
-        self._handed: dict[futures.Future[None], tuple[Any, Callable[[], Any], asyncio.AbstractEventLoop]] = {}
-        self._waiting: deque[tuple[Any, Callable[[], Any]]] = deque()
+        self._handed: dict[futures.Future[None], _Handed] = {}
+        self._waiting: deque[tuple[Any, Callable[[], Any], Closing | None]] = deque()
         serial, forget = next(_serial), _everywhere.pop
         _everywhere[serial] = weakref.ref(self, lambda _: forget(serial, None))
 
@@ -116,7 +241,7 @@ class Releases:
         """A loop that runs in another thread and has something of this to finish, if there is one."""
         with self._changed:
             loops = [task.get_loop() for task in self._running]
-        loops += [loop for _, _, loop in list(self._handed.values())]
+        loops += [loop for _, _, _, loop in list(self._handed.values())]
         here = running_loop()
         return next((loop for loop in loops if loop.is_running() and loop is not here), None)
 
@@ -124,31 +249,38 @@ class Releases:
         self,
         value: Any,
         close: Closer,
-        loop: asyncio.AbstractEventLoop | None,
+        loop: asyncio.AbstractEventLoop | Closing | None,
         *,
         required: bool = False,
         claim: tuple[list[Any], int] | None = None,
     ) -> None:
         """
-        Release *value*, which was put in from *loop* (``None``: from plain code).
+        Release *value*, which was put in from *loop* (``None``: from plain code), or the `home` of a `Closing`.
 
         A named method that *value* does not have is a failure if it is *required*; ``None`` has nothing to release.
 
         *claim* is a place in a list. It becomes ``None`` immediately before the release is called, or is kept here to
         be called later. So a caller that was interrupted by a signal handler knows whether to call `start` again.
         """
+        closing = None
+        if isinstance(loop, Closing):
+            closing, loop = loop, loop.home
         release = find_closer(value, close, prefer_async=loop is not None)
         if release is None:
             if required and close != "auto" and value is not None:
                 self._failed(value, AttributeError(f"{type(value).__name__!r} object has no method {close!r}"))
+            if closing is not None:
+                closing.finish()
             return
         if loop is None or loop is running_loop() or not loop.is_running():
-            self._call(value, release, claim)
+            self._call(value, release, closing, claim)
             return
         # Another thread than the loop's: what belongs to a loop (a task, a transport) is not thread-safe.
         handed: futures.Future[None] = futures.Future()
         handed.set_running_or_notify_cancel()  # so that a drain which is cancelled cannot cancel it
-        self._handed[handed] = (value, release, loop)
+        self._handed[handed] = (value, release, closing, loop)
+        if closing is not None:
+            closing.releases, closing.handed, closing.thread, closing.loop = self, handed, None, loop
         if claim is not None:
             claim[0][claim[1]] = None  # no signal handler runs between these lines
         try:
@@ -159,27 +291,53 @@ class Releases:
     def _take(self, handed: futures.Future[None]) -> None:
         """Call what was handed over, here, unless somebody else has."""
         if item := self._handed.pop(handed, None):
-            self._call(item[0], item[1])
+            self._call(*item[:3])
             handed.set_result(None)
 
-    def _call(self, value: Any, release: Callable[[], Any], claim: tuple[list[Any], int] | None = None) -> None:
+    def _take_waiting(self, closing: Closing) -> bool:
+        """Call here the release of *closing*, which waits for `drain`; ``False`` if no event loop runs here."""
+        if running_loop() is None:
+            return False
+        with self._changed:
+            place = next((place for place, item in enumerate(list(self._waiting)) if item[2] is closing), None)
+            if place is None:
+                return True  # taken by another caller
+            item = self._waiting[place]
+            del self._waiting[place]
+        self._call(*item)
+        return True
+
+    def _call(
+        self,
+        value: Any,
+        release: Callable[[], Any],
+        closing: Closing | None = None,
+        claim: tuple[list[Any], int] | None = None,
+    ) -> None:
         loop = running_loop()
         later = loop is None and is_async(release)
         claimed, place = ([None], 0) if claim is None else claim
         if later:
             claimed[place] = None
-            self._waiting.append((value, release))  # not called: nothing here could await the coroutine
+            self._wait_for_drain(value, release, closing)  # not called: nothing here could await the coroutine
             return
+        ended = True
         try:
+            if closing is not None:
+                closing.begin()
             claimed[place] = None
             result = release()
+            ended = not inspect.isawaitable(result)
         except HOOK_ERRORS as error:
             self._failed(value, error)
             return
-        if not inspect.isawaitable(result):
+        finally:
+            if ended and closing is not None:
+                closing.finish()
+        if ended:
             return
         if loop is None:
-            self._waiting.append((value, lambda: result))
+            self._wait_for_drain(value, lambda: result, closing)
             return
         task = None
         try:
@@ -189,10 +347,19 @@ class Releases:
             task.add_done_callback(self._done)
         except BaseException:  # a signal handler has raised
             if task is None:
-                self._waiting.append((value, lambda: result))
+                self._wait_for_drain(value, lambda: result, closing)
             else:
                 task.add_done_callback(self._done)
             raise
+        finally:
+            if task is not None and closing is not None:
+                closing.task, closing.sync = task, False
+                task.add_done_callback(closing.finish)
+
+    def _wait_for_drain(self, value: Any, release: Callable[[], Any], closing: Closing | None) -> None:
+        self._waiting.append((value, release, closing))
+        if closing is not None:
+            closing.releases, closing.handed, closing.waiting = self, None, True
 
     async def _finish(self, value: Any, result: Awaitable[Any]) -> None:
         try:
@@ -217,8 +384,11 @@ class Releases:
         here = asyncio.get_running_loop()
         while self.unfinished:
             while self._waiting:
-                self._call(*self._waiting.popleft())
-            for handed, (_, _, loop) in list(self._handed.items()):
+                with self._changed:
+                    item = self._waiting.popleft() if self._waiting else None
+                if item is not None:
+                    self._call(*item)
+            for handed, (_, _, _, loop) in list(self._handed.items()):
                 if loop.is_running() and loop is not here:
                     await asyncio.wrap_future(handed)
                 else:

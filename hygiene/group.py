@@ -108,6 +108,7 @@ class _Rows(Registry[Any, None]):
         self._columns: dict[str, _ColumnReference] = {}
         self._collected: list[_ColumnReference] = []  # columns that the garbage collector took before they were closed
         super()._configure(limits, owner)
+        self._closings = None  # the values are in the columns
         # A row weighs what its columns say. It has no value that could be measured at the end of a lease.
         self._lent = None
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from hygiene.closing import note, running_loop
+from hygiene.closing import Closing, note, running_loop
 from hygiene.errors import HygieneError, LeaseTimeout
 from hygiene.kernel import MISSING
 from hygiene.waits import Deadline, wait_here, wait_in_task, works_on
@@ -47,11 +47,26 @@ class Lease(Generic[V]):
         self._tenures = None if keeper is None else keeper.tenures
         self._tenure: Tenure | None = None
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                name if name.startswith("_") else f"a lease has no attribute {name!r}. {self._advice()}"
+            )
+
+        def __call__(self, *_: object, **__: object) -> Any:
+            """Say how a lease is used."""
+            raise TypeError(f"a lease is not called. {self._advice()}")
+
+    def _advice(self) -> str:
+        return f"Enter it, and use what it gives: `with registry.lease({self._key!r}) as value:`, or `async with`"
+
     def __enter__(self) -> V:
         deadline = self._begin()
         tenures = self._tenures
         if tenures is None:
             return self._enter(deadline)
+        self._await_close(deadline)
         with self._pinned():
             tenure = self._tenure = tenures.enter(self._key, deadline)
             try:
@@ -63,11 +78,15 @@ class Lease(Generic[V]):
     def _enter(self, deadline: Deadline | None) -> V:
         registry, key = self._registry, self._key
         while True:
+            if registry._closings:
+                self._await_close(deadline)
             value = registry._pin(key)
             if value is not MISSING:
                 break
             create, ours = self._creator()
             flight, mine = self._board(sync=True)
+            if flight is None:
+                continue
             try:
                 if not mine:
                     flight.wait_here(deadline)
@@ -104,6 +123,7 @@ class Lease(Generic[V]):
         tenures = self._tenures
         if tenures is None:
             return await self._aenter(deadline)
+        await self._aawait_close(deadline)
         with self._pinned():
             tenure = self._tenure = await tenures.aenter(self._key, deadline)
             try:
@@ -127,11 +147,15 @@ class Lease(Generic[V]):
     async def _aenter(self, deadline: Deadline | None) -> V:
         registry, key = self._registry, self._key
         while True:
+            if registry._closings:
+                await self._aawait_close(deadline)
             value = registry._pin(key)
             if value is not MISSING:
                 break
             create, ours = self._creator()
             flight, mine = self._board(sync=False)
+            if flight is None:
+                continue
             try:
                 if not mine:
                     await flight.wait(deadline)
@@ -189,12 +213,37 @@ class Lease(Generic[V]):
             return factory, True
         return lambda: registry.__missing__(key), False  # raises KeyError if there is no way to make one
 
-    def _board(self, *, sync: bool) -> tuple[Flight, bool]:
+    def _closing(self) -> Closing | None:
+        """The close of an earlier value that a new one must wait for, if this lease can make or load one."""
+        registry = self._registry
+        closing = registry._closing_of(self._key)
+        if closing is None or registry._saves or self._create is not None or registry._factory() is not None:
+            return closing
+        return None
+
+    def _await_close(self, deadline: Deadline | None) -> None:
+        while (closing := self._closing()) is not None:
+            if not wait_here(closing, closing.promise, deadline, closing.assist):
+                raise self._too_late(deadline)
+
+    async def _aawait_close(self, deadline: Deadline | None) -> None:
+        while (closing := self._closing()) is not None:
+            if not await wait_in_task(closing, closing.promise, deadline, closing.assist):
+                raise self._too_late(deadline)
+
+    def _too_late(self, deadline: Deadline | None) -> LeaseTimeout:
+        assert deadline is not None
+        return deadline.missed(self._key, "its previous value is still being closed")
+
+    def _board(self, *, sync: bool) -> tuple[Flight | None, bool]:
+        """The creation of the value, and whether it is this lease's; none if an earlier value is being closed."""
         registry = self._registry
         with registry._lock:
             flight = registry._flights.get(self._key)
             if flight is not None:
                 return flight, False
+            if registry._closings and self._closing() is not None:
+                return None, False
             flight = registry._flights[self._key] = Flight(self._key, registry._name, sync=sync)
             return flight, True
 

@@ -71,7 +71,7 @@ from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast, overload
 
 from hygiene.cleanup import close_at_shutdown
-from hygiene.closing import Closer, Releases, running_loop
+from hygiene.closing import Closer, Closing, Releases, running_loop
 from hygiene.errors import HOOK_ERRORS, HygieneError, OwnershipLost, RegistryFull, StoreError, VersionConflict
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
@@ -143,9 +143,11 @@ POLLS = 16
 _LOCAL, PASSED_ON = (2, 3) if sys.version_info < (3, 14) else (1, 1)
 
 
-# One entry on its way out: registry, key, value, cause, age, time idle, and the loop that it was put in from. A plain
-# tuple, since one is made for every entry that leaves.
-Gone = tuple["Registry[Any, Any]", Any, Any, Cause, float | None, float | None, asyncio.AbstractEventLoop | None]
+# One entry on its way out: registry, key, value, cause, age, time idle, and the loop that it was put in from, or the
+# `Closing` that knows it. A plain tuple, since one is made for every entry that leaves.
+Gone = tuple[
+    "Registry[Any, Any]", Any, Any, Cause, float | None, float | None, asyncio.AbstractEventLoop | Closing | None
+]
 
 
 class _Place:
@@ -292,6 +294,7 @@ class Registry(Kernel[K, V]):
         "_broom",
         "_byte_bound",
         "_bytes",
+        "_closings",
         "_copies",
         "_counts",
         "_damaged",
@@ -421,6 +424,7 @@ class Registry(Kernel[K, V]):
         self._places: weakref.WeakSet[_Place] | None = None
         self._copies: dict[int, _Copy] = {}
         self._releases = None if limits.close is None else Releases(self._release_failed_hook())
+        self._closings: dict[Any, weakref.ref[Closing]] | None = None if limits.close is None else {}
         self._loops: dict[Any, asyncio.AbstractEventLoop] = {}
         self._known = False  # to `shutdown`, from the first value on that has to be closed
         self._counts: dict[Cause, int] = {}
@@ -799,7 +803,7 @@ class Registry(Kernel[K, V]):
         try:
             return self._put(key, default, keep=True, offer=offer)
         except RegistryFull:
-            self._release_refused(offer.value)
+            self._release_refused(key, offer.value)
             raise
 
     def update(self, source: Any = (), /, **kwargs: V) -> None:
@@ -957,14 +961,28 @@ class Registry(Kernel[K, V]):
             return self._put(key, value, keep=True, offer=offer)
         finally:
             if not offer.taken:
-                self._release_refused(offer.value)
+                self._release_refused(key, offer.value)
 
-    def _release_refused(self, value: Any) -> None:
-        """Close a value that was made for this registry and not put in, unless it is the value of some key."""
-        close = self._limits.close
+    def _release_refused(self, key: Any, value: Any) -> None:
+        """Close a value that was made for *key* and not put in, unless it is the value of some key."""
+        close, closings = self._limits.close, self._closings
         if self._releases is None or close is None or any(held is value for held in list(dict.values(self))):
             return
-        self._releases.start(value, close, running_loop(), required=self._strict)
+        home: asyncio.AbstractEventLoop | Closing | None = running_loop()
+        if closings is not None:
+            with self._lock:
+                home = Closing(key, running_loop(), closings, self._lock, self._name)
+        self._releases.start(value, close, home, required=self._strict)
+
+    def _closing_of(self, key: Any) -> Closing | None:
+        """The close of an earlier value of *key* that has not ended; none if the key has a value."""
+        closings = self._closings
+        if not closings or _has(self, key):
+            return None
+        with self._lock:
+            reference = closings.get(key)
+            newest = None if reference is None else reference()
+            return None if newest is None else newest.unfinished
 
     def _full(self, key: Any) -> RegistryFull:
         stats = self.stats()
@@ -1286,7 +1304,10 @@ class Registry(Kernel[K, V]):
             self._keep_tail(key, value)
         if self._keeper is not None:
             self._keeper.left(key, value, cause, adrift=self._in_tail(key, MISSING) is value)
-        self._record((self, key, value, cause, age, idle_for, loop), gone)
+        place: asyncio.AbstractEventLoop | Closing | None = loop
+        if self._closings is not None and cause in _OURS:
+            place = Closing(key, loop, self._closings, self._lock, self._name)
+        self._record((self, key, value, cause, age, idle_for, place), gone)
         if loop is not None:
             self._loops.pop(key, None)
         if _has(self, key):  # a finalizer has written it anew in the middle of this
@@ -1957,8 +1978,8 @@ class Registry(Kernel[K, V]):
                 registry's *default_factory* serves. With ``overflow="raise"`` it is called once there is room; a value
                 that cannot be put in all the same is closed.
             timeout: Seconds (or ``"30s"``, a ``timedelta``) that this caller waits for another caller's factory of the
-                same key, and for another process that leases it; 0: not at all. ``None``, the default: no limit. The
-                time that its own *create* takes is not part of it.
+                same key, for the close of its previous value, and for another process that leases it; 0: not at all.
+                ``None``, the default: no limit. The time that its own *create* takes is not part of it.
 
         Returns:
             A context manager, sync and async, good for one use. Leases of one key may overlap.
@@ -1968,7 +1989,7 @@ class Registry(Kernel[K, V]):
             LeaseTimeout: (on entering) it was not acquired within *timeout*; it is a ``TimeoutError``, too.
             RegistryFull: (on entering) with ``overflow="raise"``, no other entry may leave. *create* is not called.
             RuntimeError: (on entering) *create* asks for the key that it is creating, or waits for another factory that
-                does; the message names the keys.
+                does; or the previous value cannot be closed as long as this caller waits for it. The message says why.
             ValueError: *timeout* is negative, or not understood.
         """
         if timeout is not None:
@@ -2334,6 +2355,11 @@ class Registry(Kernel[K, V]):
         self._broom = {}
         self._flights = {}
         self._places = None
+        if self._closings:
+            for reference in self._closings.values():
+                if (closing := reference()) is not None:
+                    closing.forget()
+            self._closings = {}
         self._copies = {}
         self._known = False
         self._loops.clear()  # none of them runs here
@@ -2728,6 +2754,7 @@ def _nobody() -> None:
     return None
 
 
+_OURS = frozenset(cause for cause in Cause if cause.ours)
 _REVIVABLE = frozenset({Cause.SIZE, Cause.BYTES, Cause.PRESSURE})
 _DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.PRESSURE})
 _HOOKS = frozenset({"on_evict", "close", "store"})

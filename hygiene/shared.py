@@ -250,8 +250,8 @@ def shared_resource(
     Make a factory give one resource to all: the client of a service, a loaded model, an index.
 
     Safe to call from any thread and task. The factory runs in the thread or task that asks first, and the others wait
-    for it. It is closed when nobody has asked for it for *idle*, and nobody refers to it, or at `shutdown`. After
-    ``fork`` the child makes its own.
+    for it. It is closed when nobody has asked for it for *idle*, and nobody refers to it, or at `shutdown`. The next
+    call waits until it is closed. After ``fork`` the child makes its own.
 
     Args:
         idle: Seconds (or "10m", a ``timedelta``) without a call after which it is closed; the next call makes another

@@ -26,7 +26,7 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import Any, Protocol, Self
 
@@ -158,24 +158,42 @@ class Wait:
             yield "for", self._for.thread, self._for.task
 
 
-def wait_here(target: Target, ended: futures.Future[None], deadline: Deadline | None = None) -> bool:
-    """Wait for *target* in this thread, until *ended* is done; ``False``: it was not, at *deadline*."""
+def wait_here(
+    target: Target,
+    ended: futures.Future[None],
+    deadline: Deadline | None = None,
+    assist: Callable[[], bool] | None = None,
+) -> bool:
+    """
+    Wait for *target* in this thread, until *ended* is done; ``False``: it was not, at *deadline*.
+
+    *assist* is called before and now and then while waiting; it returns whether to call it again.
+    """
+    again = assist is not None and assist()
     with Wait(target, sync=True) as wait:
-        pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
+        pauses = _pauses()
         while not ended.done():
             left = None if deadline is None else deadline.left()
             if left == 0:
                 return False
-            futures.wait([ended], _sooner(left, next(pauses) if wait.changes else None))
+            futures.wait([ended], _sooner(left, next(pauses) if wait.changes or again else None))
+            if assist is not None and again:
+                again = assist()
             if wait.changes and not ended.done():
                 wait.check()
     return True
 
 
-async def wait_in_task(target: Target, ended: futures.Future[None], deadline: Deadline | None = None) -> bool:
+async def wait_in_task(
+    target: Target,
+    ended: futures.Future[None],
+    deadline: Deadline | None = None,
+    assist: Callable[[], bool] | None = None,
+) -> bool:
     """As `wait_here`, in this task."""
+    again = assist is not None and assist()
     with Wait(target, sync=False) as wait:
-        pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
+        pauses = _pauses()
         waiter = asyncio.wrap_future(ended)
         waiter.add_done_callback(retrieve)
         try:
@@ -183,12 +201,19 @@ async def wait_in_task(target: Target, ended: futures.Future[None], deadline: De
                 left = None if deadline is None else deadline.left()
                 if left == 0:
                     return False
-                await asyncio.wait([waiter], timeout=_sooner(left, next(pauses) if wait.changes else None))
+                pause = next(pauses) if wait.changes or again else None
+                await asyncio.wait([waiter], timeout=_sooner(left, pause))
+                if assist is not None and again:
+                    again = assist()
                 if wait.changes and not ended.done():
                     wait.check()
         finally:
             waiter.cancel()
     return True
+
+
+def _pauses() -> Iterator[float]:
+    return itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
 
 
 def _sooner(*seconds: float | None) -> float | None:
