@@ -181,7 +181,10 @@ class Journal:
         if not self._alive():  # what the store would not take is none of its business any more
             return _NOTHING
         encode, critical, key = self._writer._encode, self._writer._critical, self.key
-        datas = [encode(item, key) for item in items]
+        try:
+            datas = [encode(item, key) for item in items]
+        except NotStorable as error:
+            raise self._writer._explained(error) from None
         urgent = critical is not None and any(critical(key, item) for item in items)
         return Prepared(items, datas, critical=urgent)
 
@@ -424,7 +427,7 @@ class Journal:
             try:
                 data = self._writer._encode(item, self.key)
             except NotStorable as error:
-                failed = failed or _unstorable(place, self.key, error)
+                failed = failed or _unstorable(place, self.key, self._writer._explained(error))
                 continue
             if free:
                 lent[place] = 0

@@ -544,15 +544,13 @@ class Keeper:
         try:
             return self._prepare(key, value)
         except NotStorable as error:
-            if (explained := self._explain_column(error)) is not None:
-                raise explained from None
-            raise
+            raise self.explain(error) from None
 
-    def _explain_column(self, error: NotStorable) -> NotStorable | None:
-        """*error* with the name of the attribute and what to do, if the registry is one of several linked ones."""
+    def explain(self, error: NotStorable) -> NotStorable:
+        """*error*, with the name of the attribute and what to do if the registry is one of several linked ones."""
         registry = self._registry()
         if registry is None or getattr(registry, "_group", None) is None:
-            return None
+            return error
         label = registry._label()
         name = label.rpartition(".")[2]
         return NotStorable(

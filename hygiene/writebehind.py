@@ -48,7 +48,7 @@ from typing import Any, Final, Literal, Protocol, Self
 
 from hygiene.cleanup import close_at_shutdown, register_cleanup
 from hygiene.closing import GRACE, retrieve, running_loop
-from hygiene.errors import OwnershipLost, StoreError, StoreUnavailable, VersionConflict
+from hygiene.errors import NotStorable, OwnershipLost, StoreError, StoreUnavailable, VersionConflict
 from hygiene.janitor import retire, survive_fork
 from hygiene.logs import logger
 from hygiene.stores.codec import encode_key
@@ -1478,6 +1478,11 @@ class WriteBehind:
             if entry is not None:
                 return entry.kind != "deleted"
         return self._store.contains(self._space, key)
+
+    def _explained(self, error: NotStorable) -> NotStorable:
+        """*error*, with the name of the linked attribute if the registry is one of several."""
+        explain: Callable[[NotStorable], NotStorable] | None = getattr(self._keeper(), "explain", None)
+        return error if explain is None else explain(error)
 
     def pending(self, key: Hashable) -> tuple[Change, ...]:
         """What is not saved of *key*, encoded, and in order: what a save has in hand, then what came since."""

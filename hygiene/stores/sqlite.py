@@ -124,6 +124,7 @@ SELECT id, key, state FROM heads INDEXED BY heads_by_key
 WHERE space = ? AND key > ? AND (expire_at IS NULL OR expire_at > ?) ORDER BY key LIMIT ?
 """
 _TERM: Final = 30.0  # seconds that a lease holds if nobody knows when its owner has renewed it
+_ANY_EPOCH: Final = "SELECT 1 FROM settings WHERE name > 'epoch ' AND name < 'epoch!' LIMIT 1"
 _READ_MARK: Final = "SELECT value FROM settings WHERE name = 'clean'"
 _FIRST: Final = -(1 << 63)
 _SLICE: Final = 256
@@ -1133,9 +1134,12 @@ class SQLiteStore(_OpenStore):
         self, connection: sqlite3.Connection, fences: Mapping[tuple[bytes, bytes], tuple[str, Any, int]]
     ) -> None:
         lost = []
+        # Mostly no lease was ever taken over: one look for all of them.
+        none = connection.execute(_ANY_EPOCH).fetchone() is None
         for place, (space, key, token) in fences.items():
             held = self._leases.get(place)
-            if held is None or held.token != token or _epoch(connection, held.digest) != held.epoch:
+            epoch = 0 if none or held is None else _epoch(connection, held.digest)
+            if held is None or held.token != token or held.epoch != epoch:
                 lost.append((space, key))
         if lost:
             raise self._lease_lost(lost, "save to")

@@ -562,7 +562,7 @@ def test_stored_keys_needs_a_store() -> None:
         Registry[str, int]().stored_keys()
 
 
-@pytest.mark.parametrize("how", ["put", "setdefault", "default_factory", "update"])
+@pytest.mark.parametrize("how", ["put", "setdefault", "default_factory", "update", "append", "extend", "item"])
 def test_a_linked_attribute_that_cannot_be_stored_is_named_with_what_to_do(tmp_path: Path, how: str) -> None:
     """The error names the attribute and not only the key, and the other attributes go on."""
 
@@ -574,11 +574,15 @@ def test_a_linked_attribute_that_cannot_be_stored_is_named_with_what_to_do(tmp_p
 
     bot = Bot()
     bot.chats["ann"] = ["hello"]
+    bot.locks["ben"] = [1]
     ways: dict[str, Any] = {
         "put": lambda: bot.locks.__setitem__("ann", threading.Lock()),
         "setdefault": lambda: bot.locks.setdefault("ann", threading.Lock()),
         "default_factory": lambda: bot.locks["ann"],
         "update": lambda: bot.locks.update(ann=threading.Lock()),
+        "append": lambda: bot.locks["ben"].append(threading.Lock()),
+        "extend": lambda: bot.locks["ben"].extend([1, threading.Lock()]),
+        "item": lambda: bot.locks["ben"].__setitem__(0, threading.Lock()),
     }
     with pytest.raises(NotStorable, match=r"Attribute 'locks' cannot be stored: .* without store=: @bounded_registry"):
         ways[how]()
