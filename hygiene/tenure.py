@@ -407,7 +407,7 @@ class FileTenures(Tenures):
     The keys of one registry that this process has leased from all others that use the same file.
 
     Args:
-        keeper: Of the registry, with a `SQLiteStore` that has leases.
+        keeper: The keeper of the registry; its `SQLiteStore` has leases.
     """
 
     def __init__(self, keeper: Keeper) -> None:

@@ -10,17 +10,17 @@ The kernel drops it when its process ends, however that ends. The number of a pr
 and containers that share a file count their processes separately.
 
 **Locks of the open file** (``F_OFD_SETLK`` of Linux) belong to one opening of the side file, and not to the process. So
-two stores of one process exclude each other as two processes do, and a forked child drops nothing of its parent's by
-closing what it has inherited. Where the kernel has no such locks, there are no leases between processes.
+two stores of one process exclude each other as two processes do, and a forked child that closes the inherited file
+drops no lock of its parent. Where the kernel has no such locks, there are no leases between processes.
 
 **The term.** A process that was stopped keeps its locks. So the end of each lease is written into a slot of the side
-file, by the monotonic clock, which all processes of one machine share. Who finds a lock taken and its end passed raises
-the *epoch* of the entry in the store (see `SQLiteStore.lease`). The byte depends on the epoch, and so the next lock is
-another one; a save under the old epoch is refused. Two entries may share a slot, so it also names its byte. If it names
-another one, the term counts from the first time that the lock was found taken.
+file, by the monotonic clock, which all processes of one machine share. A store that finds a lock taken and its end
+passed raises the *epoch* of the entry in the store (see `SQLiteStore.lease`). The byte depends on the epoch, and so the
+next lock is another one; a save under the old epoch is refused. Two entries may share a slot, so it also names its
+byte. If it names another one, the term counts from the first time that the lock was found taken.
 
 **Presence.** Each store holds a shared lock on one byte as long as it is open. Its owner is alone if no other one does.
-The last one deletes the side file; whoever opened it in that moment notices, and opens it again.
+The last one deletes the side file; a store that opened it in that moment notices, and opens it again.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Owners:
         except FileNotFoundError:
             pass
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(OSError):  # whoever may use the store may lease; SQLite does the same with its log
+        with contextlib.suppress(OSError):  # users of the store may lease; SQLite does the same with its log
             os.fchmod(file, os.stat(self._store).st_mode & 0o777)  # noqa: PTH116 - beside the other calls of os
         return file
 
