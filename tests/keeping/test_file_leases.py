@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hygiene import Registry, WriteBehind, bounded_registry
-from hygiene.errors import OwnershipLost, StoreError, VersionConflict
+from hygiene.errors import LeaseTimeout, OwnershipLost, StoreError, VersionConflict
 from hygiene.stores import SQLiteStore
 from hygiene.stores.owners import SUPPORTED
 from hygiene.tenure import FileTenures
@@ -200,7 +200,7 @@ def test_a_task_that_is_cancelled_while_it_waits_leaves_nothing_behind(two: Any)
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert not one._kept().store.is_awaited("chats", "k")
-        with other.lease("k") as chat:
+        async with other.lease("k", timeout=PATIENCE) as chat:
             chat.append("free")
 
     async def enter() -> None:
@@ -208,6 +208,24 @@ def test_a_task_that_is_cancelled_while_it_waits_leaves_nothing_behind(two: Any)
             pytest.fail("it is leased")
 
     asyncio.run(scene())
+
+
+def test_a_lease_that_another_process_holds_too_long_times_out(two: Any) -> None:
+    """By a thread and by a task; the others see no waiter any more, and the next attempt gets it."""
+    one, other = two
+
+    async def task() -> None:
+        async with other.lease("k", timeout=0.01):
+            pytest.fail("it is leased")
+
+    with one.lease("k", create=list):
+        with pytest.raises(LeaseTimeout, match="another process holds it"), other.lease("k", timeout=0.01):
+            pytest.fail("it is leased")
+        with pytest.raises(LeaseTimeout):
+            asyncio.run(task())
+        assert not one._kept().store.is_awaited("chats", "k")
+    with other.lease("k", timeout=PATIENCE) as chat:
+        assert [] == chat
 
 
 def test_on_a_loop_a_plain_lease_works_unless_it_would_have_to_wait(two: Any) -> None:
