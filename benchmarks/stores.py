@@ -577,7 +577,7 @@ def run(sizes: Sizes, progress: Callable[[str], None] = lambda _: None) -> Repor
     with closing(Bench(report.absent)) as bench:
         _bench.append(bench)
         try:
-            return measure([whole, growing, growing_short, batched, many, enqueue], sizes, report, progress)
+            return measure([whole, growing, growing_short, batched, many, enqueue, edits], sizes, report, progress)
         finally:
             _bench.remove(bench)
 
@@ -825,3 +825,42 @@ def enqueue(sizes: Sizes, report: Report) -> None:
         note = f"{beyond:.2f} us, processor time of the caller; encoding 205 bytes takes another "
         note += f"{statistics.median(series[names[0]]) / 1000:.2f} us"
         report.rows.append(Row(f"enqueue, beyond encoding: {name}", beyond, "us", 2.0, note=note))
+
+
+def edits(sizes: Sizes, report: Report) -> None:
+    """What it costs to look for changes inside the messages of a conversation."""
+    messages, bench = conversation(sizes.growing, 250), _bench[-1]
+    times: Series = {"append": [], "encoding alone": [], "flush after a loop": [], "flush of what nobody has read": []}
+
+    def each(do: Callable[[Message], object], items: Sequence[Message]) -> None:
+        for message in items:
+            do(message)
+
+    def timed(name: str, calls: int, do: Callable[..., object], *arguments: Any) -> None:
+        start = time.thread_time_ns()  # whatever else runs on the machine
+        do(*arguments)
+        times[name].append((time.thread_time_ns() - start) / calls)
+
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(f"sqlite:{bench.folder / 'edits.db'}"))
+        writer = stack.enter_context(WriteBehind(store, space="edits", every=10**6, interval=10**6))
+        chats: Registry[str, list[Message]] = stack.enter_context(Registry(maxsize=10**6, store=writer))
+        for number in range(sizes.rounds):
+            history = chats.setdefault(str(number), [])
+            new = [dict(message) for message in messages]
+            timed("encoding alone", len(new), each, store.encode, new)
+            timed("append", len(new), each, history.append, new)
+            del new
+            chats.flush()
+            chats.flush()
+            timed("flush of what nobody has read", 1, chats.flush)
+            for _ in history:
+                pass
+            del _
+            timed("flush after a loop", 1, chats.flush)
+    report.note_times("edits", times)
+    what = f"flush of {len(messages):,} messages of 250 bytes"
+    for name in ("flush after a loop", "flush of what nobody has read"):
+        report.rows.append(Row(f"{what}: {name}", min(times[name]) / 10**6, "ms", 2.0, note="processor time, the best"))
+    beyond = statistics.median(a - b for a, b in zip(times["append"], times["encoding alone"], strict=True)) / 1000
+    report.rows.append(Row("append to a stored history, beyond encoding", beyond, "us", None, note="processor time"))

@@ -683,6 +683,8 @@ def _sealed(items: list[Any]) -> tuple[Segment, list[Any]] | None:
 def _is_sealed_in(items: list[Any], segment: Segment) -> bool:
     """Whether *items* are the last ones of *segment*, unchanged."""
     try:
+        if len(items) == segment.count:
+            return bool(_encode(items) == zlib.decompress(segment.packed))
         return bool(_encode(items) == _encode(segment.items()[-len(items) :]))
     except Exception:  # something was put into one that MessagePack does not have
         return False

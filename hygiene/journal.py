@@ -418,16 +418,24 @@ class Journal:
             items = _at(history, slice(first, None))
         edits: dict[int, tuple[Any, bytes]] = {}
         failed: HygieneError | None = None
+        encode, key = self._writer._encode, self.key
         for place in list(compress(range(first, len(lent)), lent[first:])):
             item = items[place - first]
-            if type(item) in _CONSTANT:
+            kind = type(item)
+            if kind in _CONSTANT:
                 continue
             # Looked at before it is encoded: an item that no other code holds by then cannot be changed after it.
-            free = _refs(item) <= _SOLE and not _is_held(item)
+            free = _refs(item) <= _SOLE
+            if free:
+                try:
+                    # Mostly it is a dict of texts, and needs no call.
+                    free = (kind is dict and _CONSTANT.issuperset(map(type, item.values()))) or not _is_held(item)
+                except RuntimeError:  # it changes at this moment
+                    free = False
             try:
-                data = self._writer._encode(item, self.key)
+                data = encode(item, key)
             except NotStorable as error:
-                failed = failed or _unstorable(place, self.key, self._writer._explained(error))
+                failed = failed or _unstorable(place, key, self._writer._explained(error))
                 continue
             if free:
                 lent[place] = 0

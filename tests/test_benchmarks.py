@@ -85,6 +85,8 @@ PROMISES = {
         "enqueue, beyond encoding: append to one conversation",
         "enqueue, beyond encoding: append to 20 conversations",
         "enqueue, beyond encoding: put of 20 values",
+        "flush of 20 messages of 250 bytes: flush after a loop",
+        "flush of 20 messages of 250 bytes: flush of what nobody has read",
     ],
     "memory": [
         "a reading of the resident memory",
