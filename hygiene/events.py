@@ -100,6 +100,8 @@ class RegistryStats:
     """Entries beyond *maxsize* now, because everything older is busy or leased."""
     hook_errors: int
     """Hooks (``on_evict``, ``close``, ``busy``, ``getsizeof``, ...) that raised; logged, of each once a minute."""
+    forgotten: int = 0
+    """Evicted values that were still referenced, and are not found again because more were evicted after them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,9 @@ if it were leased.
 written nor removed meanwhile. With it comes the version that it has in the store, and all that is saved of the entry
 builds on that version: what another process has saved is never overwritten.
 
-**An evicted value that somebody still holds** goes on telling its changes, and is the same object at the next look-up.
+**An evicted value that is still referenced** is the same object at the next lookup. A history continues to report its
+changes. Other values are compared with their last encoding at ``flush``, at ``close``, when the janitor checks them and
+before they are forgotten.
 
 Locks are taken in this order: the writer's drive (around a save), the registry's, a history's, the writer's own.
 """
@@ -58,8 +60,9 @@ if TYPE_CHECKING:
 
     from hygiene.registry import Registry
     from hygiene.stores import Head, Record, Store
+    from hygiene.tail import Kept
 
-__all__ = ["Keeper", "Loading", "outdate"]
+__all__ = ["TOO_MANY", "Keeper", "Loading", "outdate"]
 
 
 _KNOWN_ABSENT: Final = 1024  # keys looked up in vain whose absence is remembered, so that nobody's entry is overwritten
@@ -71,6 +74,7 @@ _LAST_RETRY: Final = 5.0  # ... up to this
 _AGAIN: Any = object()
 _UNKNOWN: Any = object()
 _DROPPED: Final = frozenset({Cause.DELETED, Cause.CLEARED})
+TOO_MANY: Final = StoreError("too many values were evicted after it that are still referenced")
 
 
 class _Opened:
@@ -237,7 +241,7 @@ class Keeper:
         self._loading: dict[Any, Loading] = {}
         self._absent: OrderedDict[Any, None] = OrderedDict()
         self._writes = 0  # counts them, for who looks whether there was one
-        self._adrift: dict[Any, weakref.ref[Any]] = {}  # evicted, still held by somebody, and still told of
+        self._adrift: dict[Any, Callable[[], Any]] = {}  # evicted, still held by somebody, and still told of
         self._sunken: deque[tuple[Any, weakref.ref[Any]]] = deque()  # adrift until nobody held them any more
         self._expiring: set[Any] = set()  # deleted because their time was over
         self._awaited = False  # somebody was to leave, and waits for a save
@@ -714,7 +718,7 @@ class Keeper:
             return
         try:
             with registry._lock:
-                if dict.get(registry, key, MISSING) is not value:
+                if dict.get(registry, key, MISSING) is not value and registry._in_tail(key, MISSING) is not value:
                     return
                 waiter = self._write(key, value, prepared, anew=False)
         except (VersionConflict, OwnershipLost) as error:
@@ -777,20 +781,23 @@ class Keeper:
         thread = threading.current_thread()
         return running_loop() is None and thread is not janitor._thread and thread is not self.writer._thread
 
-    def left(self, key: Any, value: Any, cause: Cause, *, adrift: bool) -> None:
-        """The entry is out of memory; *adrift*: it may come back as the same object. The registry's lock is held."""
+    def left(self, key: Any, value: Any, cause: Cause, *, adrift: Kept | None) -> None:
+        """The entry is out of memory; *adrift* has its value if it may come back. The registry's lock is held."""
         if (loading := self._loading.get(key)) is not None:
             loading.stale = True
         self._blocked.discard(key)
-        if self._hints is not None and not adrift:
+        if self._hints is not None and adrift is None:
             self._hints.discard(key)
         if self._sunken:
             self._forget_sunken()
-        if adrift:
-            reference: weakref.ref[Keeper] = weakref.ref(self)
-            self._adrift[key] = weakref.ref(value, lambda gone: _sunk(reference, key, gone))
+        if adrift is not None:
+            if adrift.strong:  # the registry has it looked at
+                self._adrift[key] = adrift
+            else:
+                reference: weakref.ref[Keeper] = weakref.ref(self)
+                self._adrift[key] = weakref.ref(value, lambda gone: _sunk(reference, key, gone))
             return
-        self._hashes.pop(key, None)
+        self.unlist(key)
         _silence(value)
         if cause is Cause.EXPIRED:
             with contextlib.suppress(StoreError):  # then it is over by the clock of the store
@@ -801,6 +808,42 @@ class Keeper:
             self._note_absent(key)
         elif cause is not Cause.REPLACED:
             self.writer.untrack(key)
+
+    def unlist(self, key: Any) -> None:
+        """No changes of *key* are looked for any more. The registry's lock is held."""
+        self._adrift.pop(key, None)
+        self._hashes.pop(key, None)
+
+    def settle_aside(self, key: Any, kept: Kept) -> bool:
+        """Find what was changed in an evicted value, if that is to be found; ``False``: it cannot be saved."""
+        value = kept()
+        if value is None or self.closed:
+            return True
+        try:
+            self.settle(key, value)
+        except HygieneError as error:
+            self._tell_blocked(key, error)
+            return False
+        return True
+
+    def forget_aside(self, key: Any, kept: Kept, error: StoreError | None = None) -> None:
+        """
+        Track an evicted value no longer; the registry's lock is held.
+
+        With *error* it is still referenced, and whoever holds it would change it in vain: a history refuses to be.
+        """
+        value = kept()
+        adrift = self._adrift.get(key)
+        if value is None or adrift is None or adrift() is not value:
+            return
+        with self.writer._lock:
+            del self._adrift[key]
+            self._hashes.pop(key, None)
+            self.writer.untrack(key)
+        if error is not None:
+            outdate(key, value, error)
+        if self._hints is not None:
+            self._hints.discard(key)
 
     def _forget_sunken(self) -> None:
         """What was evicted and is not held by anybody any more need not be tracked."""
@@ -940,7 +983,7 @@ class Keeper:
                     if (adrift := self._adrift.pop(key, None)) is not None:
                         _silence(adrift())
                     if registry._tail is not None:
-                        registry._tail.pop(key, None)
+                        registry._tail.discard(key)
                     # Before what is pending is forgotten: who holds the list may be appending to it at this moment.
                     _silence(dict.get(registry, key))
                 writer._void(deleted)

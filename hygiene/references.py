@@ -39,9 +39,9 @@ _PROGRAM = (type, ModuleType)
 _LISTED = next(map(getrefcount, [object()]))
 
 
-def own_references(value: Any) -> int:
+def own_references(value: Any, most: int = MOST) -> int:
     """
-    Number of references to *value* from parts of it that nothing else references.
+    Number of references to *value* from parts of it that nothing else references, found in a walk over *most* objects.
 
     Call it without a lock: while it runs, other threads may drop their last references to parts of the value, and then
     the parts end here.
@@ -58,7 +58,7 @@ def own_references(value: Any) -> int:
         for part in _referents(parts[place]):
             target = places.get(id(part))
             if target is None:
-                if len(parts) >= MOST or not gc.is_tracked(part) or issubclass(type(part), _PROGRAM):
+                if len(parts) >= most or not gc.is_tracked(part) or issubclass(type(part), _PROGRAM):
                     continue
                 target = places[id(part)] = len(parts)
                 parts.append(part)

@@ -75,7 +75,7 @@ from hygiene.closing import Closer, Closing, Releases, running_loop
 from hygiene.errors import HOOK_ERRORS, HygieneError, OwnershipLost, RegistryFull, StoreError, VersionConflict
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
-from hygiene.keeping import Keeper, Loading, outdate
+from hygiene.keeping import TOO_MANY, Keeper, Loading, outdate
 from hygiene.kernel import (
     ATOMIC,
     CROWDED,
@@ -106,6 +106,7 @@ from hygiene.recency import CachetoolsOrder, FrequencyOrder, ImportanceOrder, Or
 from hygiene.references import own_references
 from hygiene.sizing import sizeof
 from hygiene.stores import Store
+from hygiene.tail import FOREVER, Kept, Tail, is_constant
 from hygiene.units import Duration, Size, nbytes, seconds
 from hygiene.views import RegistryItems, RegistryKeys, RegistryValues
 from hygiene.writebehind import WriteBehind
@@ -137,7 +138,13 @@ _SLICE = 32
 _SKIPS = 64
 # Busy entries asked again in one sweep whether they still are.
 POLLS = 16
-# An evicted value that nobody else holds is about to die, and needs no weak reference. What `getrefcount` says of an
+# Evicted values that are kept aside because they are still referenced: at most these, or *maxsize*.
+_ASIDE = 1000
+# Seconds between two looks at them by the janitor, which grow while they stay; and objects that are walked where the
+# program waits for the answer (the janitor walks more, see `hygiene.references`).
+_FIRST_LOOK, _LAST_LOOK = 1.0, 5.0
+_FEW = 100
+# An evicted value that nobody else holds is about to die, and need not be kept aside. What `getrefcount` says of an
 # object that one local variable holds, and of one that was passed on from there: up to Python 3.13 an argument is a
 # reference of its own, later it may be lent. Fewer would be safe, more would lose what somebody holds.
 _LOCAL, PASSED_ON = (2, 3) if sys.version_info < (3, 14) else (1, 1)
@@ -227,11 +234,10 @@ def referenced(entry: Entry[Any, Any]) -> bool:
     shares (``None``, small integers) do not count as referenced; other constants of the program do.
     """
     count = getrefcount(entry.value)
-    return _ALONE < count < _IMMORTAL and count - own_references(entry.value) > _ALONE
+    return _ALONE < count < FOREVER and count - own_references(entry.value) > _ALONE
 
 
 _ALONE = 3  # the registry's storage, the entry, the argument of getrefcount
-_IMMORTAL = 2**30
 
 
 @quicken
@@ -270,8 +276,8 @@ class Registry(Kernel[K, V]):
             the value was put in from.
         overflow: When everything is busy or leased: ``"grow"`` exceeds the bound and logs it, ``"raise"`` raises
             `RegistryFull`.
-        revive: Whether an evicted value that somebody still holds is found again, as the same object (off where
-            *close* is given).
+        revive: Whether an evicted value that another part of the program still references is found again, as the same
+            object (off where *close* is given). At most 1,000 values, or *maxsize* if that is more, are kept for it.
         store: Where entries are kept that are not in memory: an address such as ``"sqlite:chats.db"``, a `Store`, or a
             `WriteBehind`. Then what leaves by itself is saved first and comes back when it is asked for; ``in``,
             ``del``, ``pop``, ``setdefault`` and ``clear`` mean memory and store together, ``len`` and loops memory;
@@ -300,6 +306,7 @@ class Registry(Kernel[K, V]):
         "_damaged",
         "_early",
         "_flights",
+        "_forgotten",
         "_guarded",
         "_hits",
         "_hook_errors",
@@ -406,7 +413,7 @@ class Registry(Kernel[K, V]):
         _assign(self, name, value)
 
     _keeper: Keeper | None
-    _tail: weakref.WeakValueDictionary[Any, Any] | None
+    _tail: Tail | None
 
     def _configure(self, limits: Limits, owner: object | None = None) -> None:
         self._limits = limits
@@ -428,7 +435,7 @@ class Registry(Kernel[K, V]):
         self._loops: dict[Any, asyncio.AbstractEventLoop] = {}
         self._known = False  # to `shutdown`, from the first value on that has to be closed
         self._counts: dict[Cause, int] = {}
-        self._reads = self._hits = self._misses = self._revived = self._hook_errors = 0
+        self._reads = self._hits = self._misses = self._revived = self._hook_errors = self._forgotten = 0
         self._overflowed = False
         # The janitor lives in real time: a clock that a test turns by hand is none of its business.
         self._watched = bool(getattr(limits.timer, "manual", False))
@@ -618,6 +625,7 @@ class Registry(Kernel[K, V]):
         """
         value = _look(self, key, MISSING)
         if value is MISSING and self._tail is not None and not self._drop_ended(key):
+            self._drop_unreferenced(key)
             value = self._in_tail(key, MISSING)
         if value is MISSING and self._keeper is not None:
             value = self._keeper.peek(key)
@@ -779,8 +787,12 @@ class Registry(Kernel[K, V]):
             if self._leases:
                 return False
             key, evicted = take_oldest(self, last=False)
-            if type(evicted) not in STRONG and getrefcount(evicted) > _LOCAL:
+            held = type(evicted) not in STRONG and _LOCAL < getrefcount(evicted) < FOREVER
+            if held:
                 self._keep_tail(key, evicted)
+        if held:
+            del evicted
+            self._tidy_tail()
         return True
 
     @overload
@@ -937,6 +949,8 @@ class Registry(Kernel[K, V]):
         try:
             if self._over():
                 self._sweep(key)
+            if self._tail is not None and self._tail.dropped:
+                self._tidy_tail()
             if not self._watched:
                 self._be_watched()
             if self._lent:
@@ -1227,8 +1241,8 @@ class Registry(Kernel[K, V]):
                     raise
 
     def _take_from_tail(self, key: Any) -> Any:
-        if self._tail is not None:
-            self._drop_ended(key)
+        if self._tail is not None and not self._drop_ended(key):
+            self._drop_unreferenced(key)
         if self._keeper is None:
             value = MISSING if self._tail is None else self._tail.pop(key, MISSING)
         else:
@@ -1239,12 +1253,15 @@ class Registry(Kernel[K, V]):
                     self._prepare_tail(key, value)
             if value is MISSING:
                 value = self._keeper.take(key)
+            elif self._tail is not None:
+                self._tail.dropped.clear()
         if value is MISSING:
             raise KeyError(key)
         return value
 
     def _empty(self, cause: Cause) -> None:
         gone: list[Gone] = []
+        tail = self._tail  # its values end when the lock is free
         try:
             try:
                 with self._lock:
@@ -1252,6 +1269,7 @@ class Registry(Kernel[K, V]):
                     for key in list(dict.keys(self)):
                         self._discard(key, cause, gone)
             finally:
+                del tail
                 self._tell(gone)
         except BaseException:
             self._tell(gone)
@@ -1269,7 +1287,8 @@ class Registry(Kernel[K, V]):
         try:
             if take(self, key, MISSING) is MISSING:  # a comparison of the key has removed it
                 return False
-            self._forget(key, value, cause, gone)
+            held = _LOCAL < getrefcount(value) < FOREVER  # here: an argument of the call would be one more
+            self._forget(key, value, cause, gone, held=held)
         except BaseException:
             self._leave(key, value, cause, gone)
             raise
@@ -1289,8 +1308,14 @@ class Registry(Kernel[K, V]):
         gone: list[Gone],
         age: float | None = None,
         idle_for: float | None = None,
+        *,
+        held: bool,
     ) -> None:
-        """What `_discard` does once the entry is out of the dict. The lock is held."""
+        """
+        What `_discard` does once the entry is out of the dict. The lock is held.
+
+        *held* says whether more than one variable references the value.
+        """
         loop = None
         if self._order is not None:
             self._order.discard(key)
@@ -1300,10 +1325,11 @@ class Registry(Kernel[K, V]):
             self._sizes.pop(key, None)
         if self._loops:
             loop = self._loops.get(key)
-        if self._is_revivable(cause) and type(value) not in STRONG and getrefcount(value) > PASSED_ON:
-            self._keep_tail(key, value)
+        kept = None
+        if held and self._is_revivable(cause) and type(value) not in STRONG:
+            kept = self._keep_tail(key, value)
         if self._keeper is not None:
-            self._keeper.left(key, value, cause, adrift=self._in_tail(key, MISSING) is value)
+            self._keeper.left(key, value, cause, adrift=kept)
         place: asyncio.AbstractEventLoop | Closing | None = loop
         if self._closings is not None and cause in _OURS:
             place = Closing(key, loop, self._closings, self._lock, self._name)
@@ -1319,10 +1345,14 @@ class Registry(Kernel[K, V]):
 
     def _tell(self, gone: list[Gone]) -> None:
         """Run the hooks for what left. No lock is held; what they raise is logged and counted."""
+        aside: dict[int, Registry[Any, Any]] | None = None
         for index, record in enumerate(gone):
             if record is _DONE:
                 continue  # told already, by a call that was interrupted later
             registry, key, value, cause, age, idle_for, loop = record
+            if (tail := registry._tail) is not None and (tail.data or tail.dropped):
+                aside = aside or {}
+                aside[id(registry)] = registry
             limits = registry._limits
             hook = limits.on_evict
             releases = registry._releases if limits.close is not None and cause.ours else None
@@ -1341,6 +1371,11 @@ class Registry(Kernel[K, V]):
             if releases is not None and limits.close is not None:
                 releases.start(value, limits.close, loop, required=registry._strict, claim=(gone, index))
             gone[index] = _DONE
+        if aside is not None:
+            for registry in aside.values():
+                registry._tidy_tail()
+        elif self._tail is not None and self._tail.dropped:
+            self._tidy_tail()
 
     def _hook_failed(self, hook: str, key: Any, error: BaseException) -> None:
         self._hook_errors += 1
@@ -1547,8 +1582,8 @@ class Registry(Kernel[K, V]):
                         self._lent[key] = None  # it is measured soon
             self._bytes = sum(self._sizes.values())
         if self._tail is not None:
-            for key in [key for key in list(self._tail) if _has(self, key)]:
-                self._tail.pop(key, None)
+            for key in [key for key in list(self._tail.data) if _has(self, key)]:
+                self._tail.discard(key)
         self._restamp(keys)
         self._choose_paths()
 
@@ -1607,7 +1642,9 @@ class Registry(Kernel[K, V]):
                 busy = self._limits.busy is not None and entry.value is not MISSING and self._is_busy(entry)
                 leaves = not busy and (not self._saves or self._may_leave(key, entry.value))
                 with self._lock:
-                    if _look(self, key, MISSING) is not entry.value or key in order or key in self._leases:
+                    same = _look(self, key, MISSING) is entry.value
+                    del entry  # or the value would count as referenced
+                    if not same or key in order or key in self._leases:
                         self._unpark(key)  # written, used or leased while we asked
                         if not _has(self, key):  # or deleted: then there is room already
                             return True
@@ -1735,16 +1772,18 @@ class Registry(Kernel[K, V]):
 
     # Evicted values that somebody still holds.
 
-    def _keep_tail(self, key: Any, value: Any) -> None:
-        """Remember an evicted value as long as others hold it. Making a weak reference runs no user code."""
-        if self._comes_back(value):
-            if self._tail is None:
-                self._tail = weakref.WeakValueDictionary()
-            self._tail[key] = value
+    def _keep_tail(self, key: Any, value: Any) -> Kept | None:
+        """Keep an evicted value aside for as long as others hold it. The lock is held, and no user code runs."""
+        if not self._comes_back(value):
+            return None
+        if self._tail is None:
+            self._tail = Tail(self)
+        self._tail.keep(key, value)
+        return self._tail.data[key]
 
     def _comes_back(self, value: Any) -> bool:
         """Whether *value*, once evicted, may be found again."""
-        return self._limits.revive and self._limits.close is None and bool(type(value).__weakrefoffset__)
+        return self._limits.revive and self._limits.close is None and not is_constant(value)
 
     def _prepare_tail(self, key: Any, value: Any) -> None:
         """*value* was put in: from now on it is what *key* means, and one day it may come back. The lock is held."""
@@ -1752,21 +1791,125 @@ class Registry(Kernel[K, V]):
         tail = self._tail
         if tail is None:
             if type(value) not in STRONG and self._comes_back(value):
-                self._tail = weakref.WeakValueDictionary()
-        elif tail.data:  # type: ignore[attr-defined] # its dict: asking for its length runs Python code
-            tail.pop(key, None)
+                self._tail = Tail(self)
+        elif tail.data:
+            tail.discard(key)
 
     def _in_tail(self, key: Any, default: Any) -> Any:
         """The evicted value of *key* that somebody still holds, or *default*."""
         tail = self._tail
-        if tail is None or not tail.data:  # type: ignore[attr-defined] # as above
-            return default
-        return tail.get(key, default)
+        return default if tail is None or not tail.data else tail.get(key, default)
+
+    def _drop_unreferenced(self, key: Any) -> None:
+        """Forget the evicted value of *key* if nothing else references it. With a store it may be found again."""
+        tail = self._tail
+        if tail is None or self._saves or (kept := tail.data.get(key)) is None:
+            return
+        count = tail.references(kept, _FEW)
+        if count:
+            with self._lock:
+                tail.drop(key, kept, count)
+            tail.dropped.clear()
+
+    def _tidy_tail(self) -> None:
+        """What is left to do with the evicted values that are kept aside, when no lock is held."""
+        tail = self._tail
+        if tail is None:
+            return
+        while tail.due:
+            try:
+                key = tail.due.pop()
+            except IndexError:  # another thread was faster
+                break
+            found = tail.data.get(key)
+            if found is not None and found.strong:
+                self._check_aside(tail, key, found)
+            del found
+        if tail.fresh:
+            tail.due, tail.fresh = tail.fresh, []
+        most = max(self._limits.maxsize or 0, _ASIDE)
+        while len(tail.data) > most:
+            with self._lock:
+                tail.bury()
+                if len(tail.data) <= most:
+                    break
+                key, kept = next(iter(tail.data.items()))
+            self._forget_aside(tail, key, kept)
+        tail.dropped.clear()
+        if tail.strong and not tail.watched and not getattr(self._limits.timer, "manual", False):
+            tail.watched = True
+            try:
+                janitor.watch(tail, _FIRST_LOOK)
+            except RuntimeError:  # as in `_be_watched`
+                tail.watched = False
+
+    def _check_aside(self, tail: Tail, key: Any, kept: Kept, referenced: set[int] | None = None) -> None:
+        """
+        Forget an evicted value if nothing else references it by now; its last changes are saved.
+
+        With *referenced*, the ids of values that were found to be, the search is thorough, and any changes are saved.
+        """
+        if tail.data.get(key) is not kept or self._drop_ended(key):
+            return
+        if referenced is None:
+            count = tail.references(kept, _FEW, hasty=True)
+        elif (identity := id(kept())) in referenced:
+            count = 0
+        elif not (count := tail.references(kept)):
+            referenced.add(identity)
+        keeper = self._keeper
+        if keeper is not None and (count or referenced is not None) and not keeper.settle_aside(key, kept):
+            return
+        if count:
+            with self._lock:
+                if tail.drop(key, kept, count) and keeper is not None:
+                    keeper.forget_aside(key, kept)
+
+    def _forget_aside(self, tail: Tail, key: Any, kept: Kept) -> None:
+        """Forget an evicted value because there are too many: its changes until now are saved."""
+        keeper = self._keeper
+        if keeper is not None:
+            keeper.settle_aside(key, kept)
+        with self._lock:
+            if tail.data.get(key) is not kept:
+                return
+            tail.discard(key)
+            if keeper is not None:
+                keeper.forget_aside(key, kept, TOO_MANY)
+            self._forgotten += 1
+            said = self._forgotten > 1
+        if not said:
+            logger.warning(
+                "registry %s has evicted more than %d values that are still referenced: those evicted first are not "
+                "found again. Raise maxsize, or lease entries for as long as they are used",
+                self._label(),
+                max(self._limits.maxsize or 0, _ASIDE),
+                extra={"event_name": "registry.evicted_forgotten", "registry": self._label()},
+            )
+
+    def _check_tail(self) -> float | None:
+        """Check the evicted values that are kept aside; returns seconds until the next time. Called by the janitor."""
+        tail = self._tail
+        if tail is None:
+            return None
+        tail.due.clear()
+        tail.fresh.clear()
+        referenced: set[int] = set()
+        for key, kept in list(tail.data.items()):
+            if kept.strong:
+                self._check_aside(tail, key, kept, referenced)
+        tail.dropped.clear()
+        with self._lock:
+            tail.bury()
+            tail.strong = tail.watched = any(kept.strong for kept in tail.data.values())
+            tail.pause = min(max(2 * tail.pause, _FIRST_LOOK), _LAST_LOOK)
+            return tail.pause if tail.strong else None
 
     def _revive(self, key: Any) -> Any:
         """Put an evicted value that is still alive back in; `MISSING` if there is none."""
         if self._drop_ended(key):
             return MISSING
+        self._drop_unreferenced(key)
         value = self._in_tail(key, MISSING)
         if value is not MISSING:
             value = self._put(key, value, keep=True, back=True, ago=self._evicted_ago(key))
@@ -1891,12 +2034,13 @@ class Registry(Kernel[K, V]):
         try:
             try:
                 with self._lock:
-                    return (
+                    evicted = (
                         key not in self._leases
                         and _look(self, key, MISSING) is entry.value
                         and not self._is_unsaved(key)
-                        and self._discard(key, Cause.PRESSURE, gone)
                     )
+                    del entry  # or the value would count as referenced
+                    return evicted and self._discard(key, Cause.PRESSURE, gone)
             finally:
                 self._tell(gone)
         except BaseException:
@@ -1905,6 +2049,7 @@ class Registry(Kernel[K, V]):
 
     def expire(self) -> int:
         """Drop everything whose time is over, now; says how many left. The janitor does it by itself."""
+        self._check_tail()
         return 0
 
     def trim(self, to: int | str) -> int:
@@ -2073,6 +2218,7 @@ class Registry(Kernel[K, V]):
             leased=len(self._leases),
             overflowing=max(0, len(self) - self._bound),
             hook_errors=self._hook_errors,
+            forgotten=self._forgotten,
         )
 
     def _evictions(self) -> dict[Cause, int]:
@@ -2184,7 +2330,12 @@ class Registry(Kernel[K, V]):
             ValueError: there is no *store*.
         """
         self._settle(key)
-        self._kept().changed(key, _fetch_raw(self, key))
+        value = _look(self, key, MISSING)
+        if value is MISSING and not self._drop_ended(key):
+            value = self._in_tail(key, MISSING)
+        if value is MISSING:
+            raise KeyError(key)
+        self._kept().changed(key, value)
 
     def stored_keys(self, prefix: str | None = None) -> Iterator[K]:
         """
@@ -2237,7 +2388,9 @@ class Registry(Kernel[K, V]):
                 outdate(key, value, error)
         del value
         if self._tail is not None:
-            self._tail.pop(key, None)
+            self._tail.discard(key)
+        if self._keeper is not None:
+            self._keeper.unlist(key)
         self._discard(key, Cause.REPLACED, gone)
 
     async def drain(self) -> None:
@@ -2459,6 +2612,7 @@ class Timed(Registry[K, V]):
                 with self._lock:
                     self._hold(key, cause)
                 return True
+            del entry  # or the value would count as referenced
         with self._lock:
             if cause is Cause.IDLE and self._is_unsaved(key):
                 return True  # changed since: the next look finds it used, or unsaved
@@ -2503,32 +2657,43 @@ class Timed(Registry[K, V]):
             found = self._extract(key)
             if found is None:
                 return False
-            self._forget_timed(key, cause, gone, *found)
+            _, written, used = found
+            del found, _  # or the value would count as referenced
+            held = _LOCAL < getrefcount(value) < FOREVER
+            self._forget_timed(key, cause, gone, value, written, used, held=held)
         except BaseException:
             self._leave(key, value, cause, gone)
             raise
         return True
 
     def _forget_timed(
-        self, key: Any, cause: Cause, gone: list[Gone], value: Any, written: float | None, used: float | None
+        self,
+        key: Any,
+        cause: Cause,
+        gone: list[Gone],
+        value: Any,
+        written: float | None,
+        used: float | None,
+        *,
+        held: bool,
     ) -> None:
         """As `_forget`, for an entry with the times that it had."""
-        if self._held and (held := self._held.pop(key, None)) is not None and written is None:
-            written = held[1]
-        revivable = type(value) not in STRONG and self._is_revivable(cause)
+        if self._held and (stamps := self._held.pop(key, None)) is not None and written is None:
+            written = stamps[1]
+        revivable = held and type(value) not in STRONG and self._is_revivable(cause)
         if not revivable and self._limits.on_evict is None:
-            self._forget(key, value, cause, gone)
+            self._forget(key, value, cause, gone, held=held)
             return
         now = self._now()
         age, idle_for = self._ages(key, written, used, now)
-        self._forget(key, value, cause, gone, age, idle_for)
+        self._forget(key, value, cause, gone, age, idle_for, held=held)
         tail = self._tail
         if revivable and tail is not None and tail.get(key) is value:
             # Evicted is not written: if it is found again, its time has gone on.
             used = None if idle_for is None or self._saves else now - idle_for
             self._left[key] = None if age is None else now - age, used
-            if len(self._left) > 2 * len(tail) + _SLICE:
-                self._left = {name: times for name, times in self._left.items() if name in tail}
+            if len(self._left) > 2 * len(tail.data) + _SLICE:
+                self._left = {name: times for name, times in self._left.items() if name in tail.data}
 
     def _drop_ended(self, key: Any) -> bool:
         if not self._has_ended(key):
@@ -2538,9 +2703,10 @@ class Timed(Registry[K, V]):
             tail = self._tail
             if tail is None or (value := tail.get(key)) is None or not self._has_ended(key):
                 return False
-            del tail[key]
+            tail.discard(key)
             if self._keeper is not None:
-                self._keeper.left(key, value, Cause.EXPIRED, adrift=False)
+                self._keeper.left(key, value, Cause.EXPIRED, adrift=None)
+        tail.dropped.clear()
         return True
 
     def _has_ended(self, key: Any) -> bool:
@@ -2701,6 +2867,7 @@ class Timed(Registry[K, V]):
     def expire(self) -> int:
         """Drop everything whose time is over, now; says how many left. The janitor does it by itself."""
         expired = 0
+        self._check_tail()
         while True:
             gone: list[Gone] = []
             try:

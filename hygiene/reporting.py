@@ -660,6 +660,8 @@ def _registry_line(one: RegistryReport) -> list[str]:
         parts.append(f"{stats.overflowing:,} beyond its bound")
     if stats.hook_errors:
         parts.append(f"{stats.hook_errors:,} hooks failed")
+    if stats.forgotten:
+        parts.append(f"{stats.forgotten:,} forgotten while referenced")
     if one.store is not None:
         parts.append(f"stored in {one.store}")
     if stats.leased:

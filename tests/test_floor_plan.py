@@ -21,8 +21,8 @@ OWNERS = (
     "registry adoption group session"
 )
 FLOORS = (
-    ("ordered", "errors events names units text sizing logs"),
-    ("any order", "kernel recency references leasing trend"),  # pure: no lock, no I/O, no thread
+    ("ordered", "errors events names units text sizing references logs"),
+    ("any order", "kernel recency leasing trend tail"),  # pure: no lock, no I/O, no thread
     ("ordered", OWNERS),
     ("ordered", "decorators guards listeners owning shared memory reporting exposing"),
     ("any order", "cli integrations testing"),  # edges: imported by nobody but the way in

@@ -21,9 +21,9 @@ What the kernel asks of who is built on it (a `Registry`), and calls where the s
 - ``_has_elsewhere(key)``: whether a look-up finds a key that is not here.
 
 What it is told, as attributes: ``_due`` (a lower bound of the next expiry), ``_watched`` (whether the janitor knows of
-it), ``_held`` (times of what was in use when they were over), ``_tail`` (evicted values that somebody holds, weakly),
-``_keeper`` (where else to look), ``_asking`` (threads inside the user's *busy*), ``_mortal`` (whether a value's end
-may run code; for the body in Python). It keeps ``_leases`` itself, and the registry counts in it.
+it), ``_held`` (times of what was in use when they were over), ``_tail`` (evicted values that are referenced, see
+`hygiene.tail`), ``_keeper`` (where else to look), ``_asking`` (threads inside the user's *busy*), ``_mortal`` (whether
+a value's end may run code; for the body in Python). It keeps ``_leases`` itself, and the registry counts in it.
 
 What it has: `_open` (once, before anything else), `_take_paths` (which short ways are open), `_keep_times` (times for
 entries that had none), ``__getitem__``, ``get``,

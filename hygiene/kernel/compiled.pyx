@@ -186,9 +186,11 @@ cdef extern from *:
             && (type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE) && type != &PyModule_Type;
     }
 
-    /* Whether a value of this type can never be found again once it was evicted, since nobody can refer to it weakly. */
+    /* Whether a value of this type never comes back once it was evicted, since an equal one does as well. */
     static inline int hygiene_is_strong(PyObject *value) {
-        return Py_TYPE(value)->tp_weaklistoffset == 0;
+        PyTypeObject *type = Py_TYPE(value);
+        return type == &PyFloat_Type || type == &PyLong_Type || type == &PyUnicode_Type || value == Py_None
+            || type == &PyBytes_Type || type == &PyBool_Type;
     }
 
     /* As a dict does, and without the frame that Cython would make for the traceback: a miss is nothing unusual. */
@@ -317,7 +319,7 @@ cdef extern from *:
         Clear tp_clear
 
 # The description that this body was written after; see `hygiene.kernel.pure`.
-INTERFACE = 2
+INTERFACE = 3
 bytes_warn = sys.flags.bytes_warning
 
 # Whether an order of entries that may leave (`LinkedOrder`) is a view of the kernel's own.

@@ -46,13 +46,13 @@ D = TypeVar("D")
 T = TypeVar("T")
 
 # Counts what changes in the package's description of a kernel, so that a body that was built before is not taken.
-INTERFACE = 2
+INTERFACE = 3
 # What a look-up finds where there is nothing, since ``None`` is a value.
 MISSING: Any = object()
 # Types of most keys whose comparison is C code.
 ATOMIC = frozenset({str, int, bytes, float, bool, type(None)})
-# Types of most values whose instances cannot be weakly referenced; a look here is cheaper than asking the type.
-STRONG = frozenset({int, float, bool, str, bytes, tuple, list, dict, type(None)})
+# Types of values that never come back once they were evicted, since an equal one does as well.
+STRONG = frozenset({int, float, bool, str, bytes, type(None)})
 CROWDED: Any = object()
 # Frames between who looks something up and `_lookup`.
 FRAMES = 2

@@ -253,6 +253,7 @@ def test_a_value_that_grows_in_place_is_measured_again() -> None:
     registry: Registry[str, list[int]] = Registry({"a": [], "b": [0] * 40}, max_bytes=100, getsizeof=len)
     with registry.lease("a") as value:
         value.extend(range(90))
+    del value
 
     assert {"a"} == registry.keys()
     assert 90 == registry.stats().bytes

@@ -211,15 +211,6 @@ def test_reviving_can_be_switched_off() -> None:
     assert registry.get("a") is not held
 
 
-def test_values_that_cannot_be_weakly_referenced_simply_leave() -> None:
-    registry: Registry[str, list[int]] = Registry(maxsize=1)
-    held = registry["a"] = [1]
-    registry["b"] = [2]
-
-    assert held is not registry.get("a")
-    assert {"b": [2]} == registry
-
-
 @pytest.mark.parametrize("how", ["[]", "setdefault", "lease"])
 @pytest.mark.parametrize("limits", [{}, {"policy": "lfu"}, {"ttl": 60}], ids=["lru", "lfu", "ttl"])
 def test_locks_per_key_never_have_two_holders(

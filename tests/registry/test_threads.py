@@ -116,7 +116,7 @@ def test_threads_lose_nothing(together: Callable[..., None], hasty: None, flavou
     """What was put in is there or was told to have left, once; at rest the bound holds."""
     ledger = Ledger()
     ledger.keep = []  # so that no two values ever have the same id
-    registry: Registry[int, Slim] = Registry(on_evict=ledger.hear, **FLAVOURS[flavour])
+    registry: Registry[int, Slim] = Registry(on_evict=ledger.hear, revive=False, **FLAVOURS[flavour])
     put: list[list[Slim]] = [[] for _ in range(THREADS)]
     stop = threading.Event()
     left = THREADS
@@ -169,7 +169,7 @@ def test_threads_at_a_group_keep_its_columns_in_step(together: Callable[..., Non
     """Rows leave all columns together, whoever writes and deletes meanwhile."""
     ledger = Ledger()
     ledger.keep = []
-    group = Group(Limits.of(maxsize=20, on_evict=ledger.hear), {"a": None, "b": None})
+    group = Group(Limits.of(maxsize=20, on_evict=ledger.hear, revive=False), {"a": None, "b": None})
     columns = group.adopt("a", {}), group.adopt("b", {})
     put: list[list[Slim]] = [[] for _ in range(THREADS)]
     stop = threading.Event()
@@ -196,7 +196,7 @@ def test_threads_at_a_group_keep_its_columns_in_step(together: Callable[..., Non
 async def test_two_hundred_tasks_lose_nothing(flavour: str) -> None:
     ledger = Ledger()
     ledger.keep = []
-    registry: Registry[int, Slim] = Registry(on_evict=ledger.hear, **FLAVOURS[flavour])
+    registry: Registry[int, Slim] = Registry(on_evict=ledger.hear, revive=False, **FLAVOURS[flavour])
     put: list[Slim] = []
 
     async def create(number: int) -> Slim:
