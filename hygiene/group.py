@@ -513,19 +513,19 @@ class _Column(Timed[Any, Any]):
     def _is_busy(self, entry: Entry[Any, Any]) -> bool:
         return self._rows._is_busy(Entry(self._row(entry.key), None, entry.owner))
 
-    def _pin_row(self, key: Any) -> None:
-        self._rows._pin_row(self._row(key))
+    def _pin_row(self, key: Any, pins: list[Any]) -> None:
+        self._rows._pin_row(self._row(key), pins)
 
-    def _unpin_row(self, key: Any) -> bool:
-        return self._rows._unpin_row(self._row(key))
+    def _unpin_row(self, pins: list[Any]) -> bool:
+        return self._rows._unpin_row(pins)
 
-    def _unpin(self, key: Any) -> None:
+    def _unpin_now(self, key: Any, pins: list[Any]) -> None:
         if self._lent is not None:
             self._lent[key] = None
             self._measure_lent()
         self._rerank(key)
         row = self._row(key)
-        self._rows._unpin(row)
+        self._rows._unpin(row, pins)
         value = _look(self, key, MISSING)
         if self._keeper is not None and value is not MISSING and row not in self._rows._leases:
             self._keeper.settle(key, value)

@@ -340,34 +340,40 @@ class Keeper:
             if self.remote and self._surely_absent(key):
                 break
             self._refuse_to_block(key)
-            loading, mine = self._board(registry, key)
-            if not mine:
+            own = Loading(key, registry._name)
+            try:
+                try:
+                    loading = self._board(registry, key, own)
+                    if loading is own:
+                        value = self._fetch(registry, key, own)
+                finally:
+                    self._land(registry, key, own)
+            except BaseException:
+                self._land(registry, key, own)  # a signal handler may have raised at the entry of the first call
+                raise
+            if loading is not own:
                 value = dict.get(registry, key, MISSING)
                 if value is not MISSING:
                     return value
                 if loading.absent:
                     break
                 continue
-            try:
-                value = self._fetch(registry, key, loading)
-            finally:
-                self._land(registry, key, loading)
             if value is not _AGAIN:
                 return value
         return MISSING
 
-    def _board(self, registry: Registry[Any, Any], key: Any) -> tuple[Loading, bool]:
-        """Begin to load *key*, or wait until somebody else who does is ready; says whether it was begun."""
+    def _board(self, registry: Registry[Any, Any], key: Any, own: Loading) -> Loading:
+        """Begin to load *key* with *own*, or wait until another load of it has ended; returns which load it was."""
         with registry._lock:
             loading = self._loading.get(key)
             if loading is None:
-                loading = self._loading[key] = Loading(key, registry._name)
-                return loading, True
+                self._loading[key] = own
+                return own
             if loading.done is None:
                 loading.done = threading.Event()
         with Wait(loading, sync=True):
             loading.done.wait()
-        return loading, False
+        return loading
 
     def _land(self, registry: Registry[Any, Any], key: Any, loading: Loading) -> None:
         with registry._lock:
@@ -883,12 +889,17 @@ class Keeper:
         registry = self._registry()
         self._refuse_to_block(key)
         while registry is not None:
-            loading, mine = self._board(registry, key)
+            own = Loading(key, registry._name)
             try:
-                value = self._take(registry, key, loading) if mine else MISSING if loading.absent else _AGAIN
-            finally:
-                if mine:
-                    self._land(registry, key, loading)
+                try:
+                    loading = self._board(registry, key, own)
+                    mine = loading is own
+                    value = self._take(registry, key, own) if mine else MISSING if loading.absent else _AGAIN
+                finally:
+                    self._land(registry, key, own)
+            except BaseException:
+                self._land(registry, key, own)  # as in `fetch`
+                raise
             if value is not _AGAIN:
                 return value
             if dict.__contains__(registry, key):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from hygiene.closing import Closing, note, running_loop
 from hygiene.errors import HygieneError, LeaseTimeout
+from hygiene.janitor import aside
 from hygiene.kernel import MISSING
 from hygiene.waits import Deadline, wait_here, wait_in_task, works_on
 
@@ -33,7 +34,10 @@ class Lease(Generic[V]):
     Good for one ``with`` or ``async with``; another use needs another lease.
     """
 
-    __slots__ = ("_create", "_key", "_registry", "_state", "_tenure", "_tenures", "_timeout")
+    # A signal handler may raise at the entry of any function, and so of `__exit__`, before there is anything to catch
+    # it. So a lease knows what it holds (`_pins`, `_flight`), each noted in the step that takes it. `_release` gives
+    # all of it back; it is called again by whoever sees an exception, and by the finalizer of `_Entered` in the end.
+    __slots__ = ("_create", "_flight", "_key", "_pins", "_registry", "_state", "_tenure", "_tenures", "_timeout")
 
     def __init__(
         self, registry: Registry[Any, V], key: Any, create: Callable[[], Any] | None, timeout: float | None
@@ -43,6 +47,8 @@ class Lease(Generic[V]):
         self._create = create
         self._timeout = timeout
         self._state = "new"
+        self._pins: list[Any] = []  # a key for each time that it is counted in the registry's leases
+        self._flight: Flight | None = None  # in the registry's table, by this
         keeper = registry._keeper
         self._tenures = None if keeper is None else keeper.tenures
         self._tenure: Tenure | None = None
@@ -64,23 +70,27 @@ class Lease(Generic[V]):
     def __enter__(self) -> V:
         deadline = self._begin()
         tenures = self._tenures
-        if tenures is None:
-            return self._enter(deadline)
-        self._await_close(deadline)
-        with self._pinned():
-            tenure = self._tenure = tenures.enter(self._key, deadline)
-            try:
+        try:
+            if tenures is None:
                 return self._enter(deadline)
-            except BaseException as error:
-                tenures.leave(self._key, tenure, error)
-                raise
+            self._await_close(deadline)
+            with self._pinned():
+                tenure = self._tenure = tenures.enter(self._key, deadline)
+                try:
+                    return self._enter(deadline)
+                except BaseException as error:
+                    tenures.leave(self._key, tenure, error)
+                    raise
+        except BaseException:
+            self._release()
+            raise
 
     def _enter(self, deadline: Deadline | None) -> V:
         registry, key = self._registry, self._key
         while True:
             if registry._closings:
                 self._await_close(deadline)
-            value = registry._pin(key)
+            value = registry._pin(key, self._pins)
             if value is not MISSING:
                 break
             create, ours = self._creator()
@@ -99,38 +109,48 @@ class Lease(Generic[V]):
                             if isinstance(made, Coroutine):
                                 made.close()
                             raise TypeError(f"create for key {key!r} is asynchronous: use `async with` for the lease")
-                        value = registry._pin_new(key, made)
+                        value = registry._pin_new(key, made, self._pins)
                     finally:
                         registry._give_place_back(place)
             finally:
                 del flight  # it holds the exception, whose traceback holds this frame
+            self._flight = None
             break
         self._state = "held"
         return cast("V", value)
 
     def __exit__(self, *exc_info: object) -> None:
-        error = _error_in(exc_info)
         try:
-            self._end(error)
-        finally:
-            if self._tenures is not None and self._state == "over":
-                self._state = "given back"
-                assert self._tenure is not None
-                self._tenures.leave(self._key, self._tenure, error)
+            error = _error_in(exc_info)
+            try:
+                self._end(error)
+            finally:
+                if self._tenures is not None and self._state == "over":
+                    self._state = "given back"
+                    assert self._tenure is not None
+                    self._tenures.leave(self._key, self._tenure, error)
+        except BaseException:
+            self._release()
+            raise
+        self.__class__ = Lease
 
     async def __aenter__(self) -> V:
         deadline = self._begin()
         tenures = self._tenures
-        if tenures is None:
-            return await self._aenter(deadline)
-        await self._aawait_close(deadline)
-        with self._pinned():
-            tenure = self._tenure = await tenures.aenter(self._key, deadline)
-            try:
+        try:
+            if tenures is None:
                 return await self._aenter(deadline)
-            except BaseException as error:
-                await tenures.aleave(self._key, tenure, error)
-                raise
+            await self._aawait_close(deadline)
+            with self._pinned():
+                tenure = self._tenure = await tenures.aenter(self._key, deadline)
+                try:
+                    return await self._aenter(deadline)
+                except BaseException as error:
+                    await tenures.aleave(self._key, tenure, error)
+                    raise
+        except BaseException:
+            self._release()
+            raise
 
     @contextlib.contextmanager
     def _pinned(self) -> Iterator[None]:
@@ -138,18 +158,18 @@ class Lease(Generic[V]):
         registry, key = self._registry, self._key
         registry._settle(key)  # a leased entry does not expire
         with registry._lock:
-            registry._pin_row(key)
+            registry._pin_row(key, self._pins)
         try:
             yield
         finally:
-            registry._unpin(key)
+            registry._unpin(key, self._pins)
 
     async def _aenter(self, deadline: Deadline | None) -> V:
         registry, key = self._registry, self._key
         while True:
             if registry._closings:
                 await self._aawait_close(deadline)
-            value = registry._pin(key)
+            value = registry._pin(key, self._pins)
             if value is not MISSING:
                 break
             create, ours = self._creator()
@@ -166,40 +186,62 @@ class Lease(Generic[V]):
                         made = create()
                         if isinstance(made, Awaitable):
                             made = await made
-                        value = registry._pin_new(key, made)
+                        value = registry._pin_new(key, made, self._pins)
                     finally:
                         registry._give_place_back(place)
             finally:
                 del flight  # it holds the exception, whose traceback holds this frame
+            self._flight = None
             break
         self._state = "held"
         return cast("V", value)
 
     async def __aexit__(self, *exc_info: object) -> None:
-        error = _error_in(exc_info)
         try:
-            self._end(error)
-        finally:
-            if self._tenures is not None and self._state == "over":
-                self._state = "given back"
-                assert self._tenure is not None
-                await self._tenures.aleave(self._key, self._tenure, error)
+            error = _error_in(exc_info)
+            try:
+                self._end(error)
+            finally:
+                if self._tenures is not None and self._state == "over":
+                    self._state = "given back"
+                    assert self._tenure is not None
+                    await self._tenures.aleave(self._key, self._tenure, error)
+        except BaseException:
+            self._release()
+            raise
+        self.__class__ = Lease
 
     def _begin(self) -> Deadline | None:
         if self._state != "new":
             raise RuntimeError(f"the lease on {self._key!r} was used already; ask the registry for another one")
         self._state = "entering"
+        self.__class__ = _Entered
         return None if self._timeout is None else Deadline(self._timeout)
 
     def _end(self, error: BaseException | None = None) -> None:
         if self._state == "held":
             self._state = "over"
             try:
-                self._registry._unpin(self._key)
+                self._registry._unpin(self._key, self._pins)
             except HygieneError as failed:  # what was changed inside cannot be saved
                 if error is None:
                     raise
                 note(error, f"while the lease of {self._key!r} ended: {failed}")
+
+    def _release(self) -> None:
+        """Give back what this still holds: nothing, unless a signal handler has raised in the middle of it."""
+        registry, flight = self._registry, self._flight
+        while self._pins:
+            with contextlib.suppress(HygieneError):  # another exception is on its way
+                registry._unpin(self._key, self._pins)
+        if flight is not None:
+            self._flight = None
+            with registry._lock:
+                if registry._flights.get(flight.key) is flight:
+                    del registry._flights[flight.key]
+            if not flight.ended:
+                flight.land(None)
+        self.__class__ = Lease
 
     def _creator(self) -> tuple[Callable[[], Any], bool]:
         """
@@ -244,8 +286,34 @@ class Lease(Generic[V]):
                 return flight, False
             if registry._closings and self._closing() is not None:
                 return None, False
-            flight = registry._flights[self._key] = Flight(self._key, registry._name, sync=sync)
+            flight = Flight(self._key, registry._name, sync=sync)
+            registry._flights[self._key] = self._flight = flight  # one step: no signal handler runs in between
             return flight, True
+
+
+class _Entered(Lease[V]):
+    """
+    A lease from when it is entered until it has given everything back.
+
+    A class of its own, because the exception of a signal handler that arrives in a finalizer is lost. So no finalizer
+    runs for a lease that ended as it should.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        if not self._pins and self._flight is None:
+            return
+        # Interrupted where nothing could catch it. The lock is not waited for: a finalizer runs at any moment.
+        lock = self._registry._lock
+        if lock.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                lock.release()
+        else:
+            registry, key, pins = self._registry, self._key, self._pins
+            aside(lambda: registry._unpin(key, pins) if pins else None, "lease-release")
 
 
 def _error_in(exc_info: tuple[object, ...]) -> BaseException | None:
@@ -327,7 +395,8 @@ class _Landing:
             with self._registry._lock:
                 if self._registry._flights.get(flight.key) is flight:
                     del self._registry._flights[flight.key]
-            flight.land(error)
+            if not flight.ended:
+                flight.land(error)
         finally:
             with contextlib.suppress(ValueError):  # a coroutine that was dropped is closed in another context
                 works_on.reset(self._outer)

@@ -878,7 +878,7 @@ class Registry(Kernel[K, V]):
         size = None if self._sizes is None else self._weigh(key, value)
         rank = self._rank(key, value) if limits.importance is not None else 0.0
         gone: list[Gone] = []
-        changing = False
+        changing = entering = False
         try:
             while True:
                 with self._lock:
@@ -895,6 +895,7 @@ class Registry(Kernel[K, V]):
                     room = evicted is value and not late and (limits.overflow == "grow" or self._fits(key, old, size))
                     if room:
                         if keeper is not None:  # may refuse: nothing has changed yet
+                            entering = True
                             waiter = keeper.entered(key, value, old, prepared, loading)
                         changing = True
                         store(self, key, value)
@@ -912,7 +913,7 @@ class Registry(Kernel[K, V]):
                             self._prepare_tail(key, value)
                         if len(self) > self._bound and (self._moves or old is MISSING) and self._in_line():
                             self._discard_oldest(Cause.SIZE, gone)
-                        changing = False
+                        changing = entering = False
                         break
                 if evicted is not value:
                     if (found := self._put(key, evicted, keep=True, back=True)) is not MISSING:
@@ -930,6 +931,14 @@ class Registry(Kernel[K, V]):
                 keeper.lost(key, error)
             raise
         except BaseException as error:
+            if entering and not changing and keeper is not None and not isinstance(error, HygieneError):
+                # The store was told, or half: what is in memory has to be the same.
+                with self._lock, contextlib.suppress(HygieneError):
+                    waiter = keeper.entered(key, value, old, prepared, loading)
+                    store(self, key, value)
+                    changing = True
+                    if offer is not None:
+                        offer.taken = True
             if changing:
                 if old is not MISSING and old is not value and _look(self, key, MISSING) is value:
                     self._note_replaced(key, old, gone)
@@ -1219,18 +1228,20 @@ class Registry(Kernel[K, V]):
                 value = _look(self, key, MISSING)
                 if value is not MISSING:
                     if self._keeper is not None:
-                        self._keeper.delete(key)
                         deleting = True
+                        self._keeper.delete(key)
                     self._discard(key, Cause.DELETED, gone)
             return self._take_from_tail(key) if value is MISSING else value
         except (VersionConflict, OwnershipLost) as error:
             if self._keeper is not None:
                 self._keeper.lost(key, error)
             raise
-        except BaseException:
-            with self._lock:
-                if deleting and _look(self, key, MISSING) is value:  # it has left the store already
-                    self._discard(key, Cause.DELETED, gone)
+        except BaseException as error:
+            if deleting and not isinstance(error, HygieneError):  # the store was told, or half
+                with self._lock, contextlib.suppress(HygieneError):
+                    if self._keeper is not None and _look(self, key, MISSING) is value:
+                        self._keeper.delete(key)
+                        self._discard(key, Cause.DELETED, gone)
             raise
         finally:
             if gone:
@@ -1297,6 +1308,8 @@ class Registry(Kernel[K, V]):
     def _leave(self, key: Any, value: Any, cause: Cause, gone: list[Gone]) -> None:
         """An exception came while *key* was taken out: record it if it is out, and forget all else of it."""
         if _look(self, key, MISSING) is not value and (not gone or gone[-1][2] is not value):
+            if self._keeper is not None:
+                self._keeper.left(key, value, cause, adrift=self._in_tail(key, MISSING) is value)
             self._record((self, key, value, cause, None, None, self._loops.get(key)), gone)
         self._repair()
 
@@ -1562,6 +1575,9 @@ class Registry(Kernel[K, V]):
     def _reconcile(self) -> None:
         """Derive all that is kept beside the entries from them. The lock is held."""
         order, parked, leases = self._order, self._parked, self._leases
+        if self._limits.busy is None and not self._saves:  # then only what is leased is set aside
+            for key in [key for key in parked if key not in leases]:
+                parked.pop(key, None)
         oldest(self)  # has a key that went past the registry take its place
         keys = list(dict.keys(self))
         for table in (parked, self._sizes, self._lent, self._loops, self._held):
@@ -2141,54 +2157,75 @@ class Registry(Kernel[K, V]):
             timeout = 0.0 if timeout == 0 else seconds(timeout, "timeout")
         return Lease(self, key, create, timeout)
 
-    def _pin(self, key: Any) -> Any:
-        """Pin *key* if it is here, and count the lookup; `MISSING` if not."""
+    def _pin(self, key: Any, pins: list[Any]) -> Any:
+        """Pin *key* if it is here, and count the lookup; `MISSING` if not. *pins* notes each pin."""
         while True:
             value = self._find(key)
             if value is MISSING:
                 return MISSING
             with self._lock:
-                self._pin_row(key)
+                self._pin_row(key, pins)
                 # Looked at after it is pinned: a sweep without a lock may just have taken it.
                 if _look(self, key, MISSING) is value:
                     return value
-                self._unpin_row(key)
+                self._unpin_row(pins)
 
-    def _pin_row(self, key: Any) -> None:
-        """One more lease on *key*. The lock is held."""
-        self._leases[key] = self._leases.get(key, 0) + 1
+    def _pin_row(self, key: Any, pins: list[Any]) -> None:
+        """One more lease on *key*, which *pins* notes in the same step. The lock is held."""
+        leases = self._leases
+        count = leases.get(key, 0)
+        leases[key] = count + 1
+        pins.append(key)  # no signal handler runs between these two lines
 
-    def _pin_new(self, key: Any, value: Any) -> Any:
+    def _pin_new(self, key: Any, value: Any, pins: list[Any]) -> Any:
         self._settle(key)  # a leased entry does not expire
         with self._lock:
-            self._pin_row(key)  # before it is put in, so that there is no moment at which it could leave
+            self._pin_row(key, pins)  # before it is put in, so that there is no moment at which it could leave
         try:
             return self._put_made(key, value)
         except BaseException:
-            self._unpin(key)
+            if pins:
+                self._unpin(key, pins)
             raise
 
     def _factory(self) -> Callable[[], Any] | None:
         """What makes a value for a lease that brings no factory, unless a subclass has its own ``__missing__``."""
         return self._limits.default_factory if type(self).__missing__ is Registry.__missing__ else None
 
-    def _unpin_row(self, key: Any) -> bool:
-        """One lease less on *key*; says whether it was the last. The lock is held."""
-        count = self._leases.get(key, 0) - 1
+    def _unpin_row(self, pins: list[Any]) -> bool:
+        """One lease less on the last of *pins*; says whether it was the last one of its key. The lock is held."""
+        leases, key = self._leases, pins[-1]
+        count = leases.get(key, 0) - 1
         if count > 0:
-            self._leases[key] = count
+            leases[key] = count
+            pins.pop()  # no signal handler runs between these two lines
             return False
-        self._leases.pop(key, None)
+        if key in leases:
+            del leases[key]
+        pins.pop()
         return True
 
-    def _unpin(self, key: Any) -> None:
+    def _unpin(self, key: Any, pins: list[Any]) -> None:
+        count = len(pins)
+        try:
+            self._unpin_now(key, pins)
+        except HygieneError:
+            raise
+        except BaseException:
+            with contextlib.suppress(HygieneError):
+                if len(pins) == count:
+                    self._unpin_now(key, pins)
+                self._repair()  # an entry that was leased may leave from now on
+            raise
+
+    def _unpin_now(self, key: Any, pins: list[Any]) -> None:
         with self._lock:
             # Used until now, and noted while the lease still protects it: held for longer than *idle*, it is fresh.
             if self._order is None:
                 self._touch(key)
             else:
                 self._stamp_use(key)
-            last = self._unpin_row(key)
+            last = self._unpin_row(pins)
         if last:
             self.touch(key)  # the end of a lease is the last moment of its use
             if self._order is not None and _has(self, key) and key not in self._order:

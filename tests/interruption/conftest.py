@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import gc
 import itertools
@@ -30,19 +29,6 @@ class Interrupted(BaseException):
 
 
 @functools.cache
-def moments_of(code: CodeType) -> frozenset[int]:
-    """The offsets before which the interpreter lets a signal handler run: a function's entry, calls, and loops."""
-    offsets, after = set(), False
-    for instruction in dis.get_instructions(code):
-        if after:
-            offsets.add(instruction.offset)
-        after = instruction.opname == "RESUME" or instruction.opname.startswith("CALL")
-        if instruction.opname == "JUMP_BACKWARD":
-            offsets.add(instruction.argval)
-    return frozenset(offsets)
-
-
-@functools.cache
 def is_ours(code: CodeType) -> bool:
     return code.co_filename.startswith(_PLACES)
 
@@ -55,33 +41,30 @@ def interrupt(call: Callable[[], object], at: int, happens: Callable[[], object]
     """
     left, where = at, None
 
-    def enter(frame: FrameType, event: str, argument: object) -> Any:
-        if not left or not is_ours(frame.f_code):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return each
-
-    def each(frame: FrameType, event: str, argument: object) -> Any:
+    def each(frame: FrameType, event: str, argument: object) -> None:
         nonlocal left, where
-        if event == "opcode" and left and frame.f_lasti in moments_of(frame.f_code):
+        # The interpreter looks for signals where a function begins and where a call of C returns. (Also at the back
+        # edges of loops, of which there is none here without a call in the loop.)
+        if event in {"call", "c_return"} and left and is_ours(frame.f_code):
             left -= 1
             if not left:
-                sys.settrace(None)
+                sys.setprofile(None)
                 where = f"{pathlib.Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
                 if happens is None:
                     raise Interrupted
                 happens()
-        return each
 
-    before = sys.gettrace()
-    sys.settrace(enter)
+    before, hook = sys.getprofile(), sys.unraisablehook
+    # In a finalizer an exception is lost, as any other there.
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Interrupted) else hook(lost)
     try:
+        sys.setprofile(each)
         call()
     except Interrupted:
         pass
     finally:
-        sys.settrace(before)
+        sys.setprofile(before)
+        sys.unraisablehook = hook
     return where
 
 

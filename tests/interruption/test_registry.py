@@ -289,9 +289,16 @@ OPERATIONS: dict[str, Callable[[Subject], object]] = {
     "touch": lambda subject: subject.registry.touch(0),
     "evict": lambda subject: subject.registry.evict(0),
     "trim": lambda subject: subject.registry.trim(2),
+    "lease": lambda subject: lease(subject, 0),
+    "lease_new": lambda subject: lease(subject, "new", create=subject.value),
+    "lease_fails": failing_lease,
+    "lease_nested": nested,
+    "alease": lambda subject: in_a_loop(subject, 0),
+    "alease_new": lambda subject: in_a_loop(subject, "new", create=subject.value),
     "busy": busy_then_new,
     "late_set": lambda subject: later(subject, lambda subject: subject.put("new")),
     "late_get": lambda subject: later(subject, lambda subject: subject.registry.get(0)),
+    "late_lease": lambda subject: later(subject, lambda subject: lease(subject, 0, create=subject.value)),
     "late_expire": lambda subject: later(subject, lambda subject: subject.registry.expire()),
     "copy": lambda subject: dict(subject.registry),
     "walk": lambda subject: list(subject.registry.items()),
@@ -300,7 +307,12 @@ OPERATIONS: dict[str, Callable[[Subject], object]] = {
 }
 
 QUICK_KINDS = ["lru", "lfu", "everything"]
-QUICK = list(itertools.product(QUICK_KINDS, ["set_new", "set_again", "evict"]))
+QUICK = [
+    *itertools.product(QUICK_KINDS, ["set_new", "set_again", "evict"]),
+    ("lru", "lease_new"),
+    ("lfu", "lease"),
+    ("everything", "alease_new"),
+]
 ALL = [pair for pair in itertools.product(KINDS, OPERATIONS) if pair not in QUICK]
 
 
@@ -333,3 +345,75 @@ GROUPS = ["lru", "fifo", "lfu", "importance", "busy", "ttl", "idle", "on_evict",
 def test_an_interruption_leaves_the_rows_of_a_group_whole(kind, operation, elsewhere, interrupted_at_each_moment):
     """Linked attributes stay linked after an exception of a signal handler at any moment."""
     try_all(kind, operation, elsewhere, interrupted_at_each_moment, group=True)
+
+
+def test_an_interrupted_load_can_be_repeated_by_any_thread(tmp_path, elsewhere, interrupted_at_each_moment):
+    """After an exception of a signal handler in the middle of a load, every thread finds what is stored."""
+    registry = Registry(maxsize=3, store=f"sqlite:{tmp_path}/chats.db", name="chats")
+    registry["ann"] = ["hello"]
+    registry.flush()
+
+    def evicted() -> Registry[Any, Any]:
+        registry.trim(0)
+        return registry
+
+    def check(registry: Registry[Any, Any]) -> None:
+        assert ["hello"] == elsewhere(lambda: list(registry["ann"]))
+        assert not registry._keeper._loading
+
+    interrupted_at_each_moment(evicted, lambda registry: registry.get("ann"), check)
+    registry.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["overwrite", "pop", "evict"])
+@pytest.mark.parametrize("value", [list, dict])
+def test_what_is_acknowledged_after_an_interruption_is_saved(
+    value, operation, tmp_path, elsewhere, interrupted_at_each_moment
+):
+    """An interrupted change is made in memory and in the store alike; what is acknowledged later is saved."""
+    serial = itertools.count()
+
+    def one(number: int) -> Any:
+        return [number] if value is list else {"number": number}
+
+    def make() -> Registry[Any, Any]:
+        registry = Registry(maxsize=3, store=f"sqlite:{tmp_path}/{next(serial)}.db", name="chats")
+        registry["ann"] = one(1)
+        registry["bob"] = one(2)
+        registry.flush()
+        return registry
+
+    def change(item: Any) -> None:
+        item.append(7) if value is list else item.update(seven=7)
+
+    def lease_and_change(registry: Registry[Any, Any]) -> None:
+        with registry.lease("ann") as held:
+            change(held)
+
+    operations: dict[str, Callable[[Registry[Any, Any]], object]] = {
+        "overwrite": lambda registry: registry.__setitem__("ann", one(3)),
+        "pop": lambda registry: registry.pop("ann"),
+        "append": lambda registry: change(registry["ann"]),
+        "extend": lambda registry: registry["ann"].extend([3, 4]) if value is list else None,
+        "setdefault": lambda registry: registry.setdefault("new", one(3)),
+        "evict": lambda registry: registry.evict("ann"),
+        "lease": lease_and_change,
+        "flush": lambda registry: (change(registry["ann"]), registry.flush()),
+    }
+
+    def check(registry: Registry[Any, Any]) -> None:
+        def use() -> Any:
+            for key in ("ann", "bob", "new"):
+                item = registry.setdefault(key, one(9))
+                change(item)
+            registry.flush()
+            return {key: registry[key][:] if value is list else dict(registry[key]) for key in ("ann", "bob", "new")}
+
+        expected = elsewhere(use)
+        address = registry._keeper._where()
+        elsewhere(registry.close)
+        with Registry(maxsize=3, store=f"sqlite:{address}", name="chats") as again:
+            assert expected == {key: again[key][:] if value is list else dict(again[key]) for key in expected}
+
+    interrupted_at_each_moment(make, operations[operation], check)
