@@ -123,11 +123,9 @@ class LastResort(logging.Filter):
 
 def _safe(arg: object) -> object:
     """*arg* without control characters: names and errors may hold text that other people chose."""
-    if isinstance(arg, str):
-        return printable(arg)
-    if isinstance(arg, (BaseException, os.PathLike)):
+    if isinstance(arg, (str, BaseException, os.PathLike)):
         text = str(arg)
-        safe = printable(text, lines=True)
+        safe = printable(text, lines=True)  # a stack has several lines
         return arg if safe == text else safe
     return arg
 

@@ -150,8 +150,9 @@ class HygienePool(sqlalchemy.pool.Pool):
             # Taken before a fork. To collect it would say goodbye to a server that the parent is still talking to.
             leave_alone(record)
             return
-        # One that was invalidated or detached is gone; whoever comes next opens another.
-        lease.release(discard=self._disposed or record.dbapi_connection is None)
+        # A record whose connection was invalidated or detached stays, with its `record_info`, and counts as checked
+        # in, as in QueuePool. It opens another connection when it is checked out.
+        lease.release(discard=self._disposed)
         if self._disposed:  # meanwhile
             self._close_idle()
 

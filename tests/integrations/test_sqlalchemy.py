@@ -313,7 +313,39 @@ def test_an_invalidated_connection_is_replaced(make) -> None:
 
     assert first is not second
     assert [] == names(engine)
-    assert (2, 1) == (pool_of(engine).stats().opened, pool_of(engine).stats().idle)
+    assert (1, 1) == (pool_of(engine).stats().opened, pool_of(engine).stats().idle)
+
+
+@pytest.mark.parametrize("ending", ["invalidate", "soft", "detach", "failed reconnect"])
+def test_what_is_noted_in_the_record_outlives_the_connection(ending: str) -> None:
+    """`record_info` belongs to the place in the pool, as in QueuePool, and the place counts as checked in."""
+    down = threading.Event()
+
+    def connect() -> sqlite3.Connection:
+        if down.is_set():
+            raise sqlite3.OperationalError("down")
+        return sqlite3.connect(":memory:", check_same_thread=False)
+
+    pool = HygienePool(connect, pool_size=1, max_overflow=0)
+    connection = pool.connect()
+    connection.record_info["tenant"] = "ann"
+    if ending == "detach":
+        connection.detach()
+    else:
+        connection.invalidate(soft=ending == "soft")
+    connection.close()
+    checked_in = pool.checkedin()
+    if ending == "failed reconnect":
+        down.set()
+        with pytest.raises(sqlite3.OperationalError):
+            pool.connect()
+        down.clear()
+    again = pool.connect()
+    kept = dict(again.record_info)
+    again.close()
+    pool.dispose()
+
+    assert (1, {"tenant": "ann"}) == (checked_in, kept)
 
 
 def test_an_invalidated_connection_is_opened_anew_by_its_holder(make) -> None:
