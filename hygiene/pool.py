@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Generic, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from hygiene.cleanup import close_at_shutdown
 from hygiene.closing import GRACE, Closer, Shield, check_closer, find_closer, note, running_loop
@@ -84,6 +84,22 @@ class _Lease(Generic[R]):
                 "ended, and its resource belongs there: take another one"
             )
         return slot.resource
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):  # deleted when the lease is entered, or released
+                raise AttributeError(name)
+            raise AttributeError(f"a lease of pool {self._pool.name!r} has no attribute {name!r}. {self._advice()}")
+
+        def __call__(self, *_: object, **__: object) -> Any:
+            """Say how a lease is used."""
+            raise TypeError(f"a lease of pool {self._pool.name!r} is not called. {self._advice()}")
+
+    def _advice(self) -> str:
+        waits = isinstance(self, AsyncPoolLease)
+        block, taken = ("async with", "await pool.lease()") if waits else ("with", "pool.lease()")
+        return f"Use the resource: `{block} pool.acquire() as resource:`, or `.resource` of what `{taken}` returns"
 
     def __repr__(self) -> str:
         slot = getattr(self, "_slot", None)
@@ -422,10 +438,17 @@ class _Pool(Generic[R]):
         stats = self.stats()
         raise PoolTimeout(
             f"no resource from pool {self.name!r} after {limit:g} s: {stats.in_use} of {stats.max_size} in use, "
-            f"{stats.opening} opening, {stats.waiting} waiting. Return resources sooner, or raise max_size; with "
-            "leak_after= the pool says who holds them.",
+            f"{stats.opening} opening, {stats.waiting} waiting. {self._longest_holder()}",
             stats,
         )
+
+    def _longest_holder(self) -> str:
+        advice = "Return resources sooner, or raise max_size"
+        holder = next(iter(self.holders()), None)
+        if holder is None or holder.age is None or holder.thread is None:
+            return f"{advice}; with leak_after= the pool says who holds them."
+        place = ", ".join(f"taken at {_place(code, offset)}" for code, offset in holder.frames[:1])
+        return f"The longest holder is {holder.thread}, for {holder.age:.1f} s{place and ', ' + place}. {advice}."
 
     def _opened(self, slot: Slot[R], resource: R) -> None:
         """The holder of *slot* has opened *resource*."""
@@ -1506,10 +1529,20 @@ def _frames() -> tuple[tuple[Any, int], ...]:
     return tuple(frames)
 
 
+def _line(code: Any, offset: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return int(line)
+    return int(code.co_firstlineno)
+
+
+def _place(code: Any, offset: int) -> str:
+    return f"{code.co_filename}:{_line(code, offset)} in {code.co_name}"
+
+
 def _format(frames: Iterable[tuple[Any, int]]) -> str:
     """Raw frames as a traceback shows them, innermost last."""
     summaries = []
     for code, offset in frames:
-        lines = (line for start, end, line in code.co_lines() if start <= offset < end and line is not None)
-        summaries.append(traceback.FrameSummary(code.co_filename, next(lines, code.co_firstlineno), code.co_name))
+        summaries.append(traceback.FrameSummary(code.co_filename, _line(code, offset), code.co_name))
     return "".join(traceback.StackSummary.from_list(reversed(summaries)).format())

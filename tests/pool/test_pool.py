@@ -8,6 +8,7 @@ import gc
 import inspect
 import logging
 import pickle
+import re
 import threading
 import warnings
 import weakref
@@ -305,6 +306,56 @@ def test_a_timeout_says_what_to_do(factory: Factory) -> None:
         assert caught.value.stats == pool.stats()
         assert 1 == pool.stats().timeouts
         assert str(caught.value) == str(pickle.loads(pickle.dumps(caught.value)))
+
+
+def test_a_timeout_names_the_longest_holder(factory: Factory) -> None:
+    """Who has held a resource longest, for how long, and the line that took it, where the pool records them."""
+    clock = ManualClock()
+    with Pool(factory, max_size=2, name="db", leak_after=3600, timer=clock) as pool, pool.acquire():
+        clock.advance(12)
+        with pool.acquire(), pytest.raises(PoolTimeout) as caught, pool.acquire(timeout=0):
+            pass
+
+    assert re.search(
+        r"The longest holder is thread 'MainThread', for 12\.0 s, taken at .*test_pool\.py:\d+ in "
+        r"test_a_timeout_names_the_longest_holder\. Return resources sooner, or raise max_size\.$",
+        str(caught.value),
+    )
+
+
+async def test_a_timeout_names_the_task_that_holds_longest(factory: Factory) -> None:
+    async with AsyncPool(factory.aopen, max_size=1, leak_after=3600) as pool, pool.acquire():
+        with pytest.raises(
+            PoolTimeout, match=r"The longest holder is task 'Task-\d+', for .* s, taken at .* in test_a"
+        ):
+            async with pool.acquire(timeout=0):
+                pass
+
+
+def test_an_acquisition_that_is_not_entered_says_what_to_do(factory: Factory) -> None:
+    with Pool(factory, max_size=1, name="db") as pool:
+        lease: Any = pool.acquire()
+        advice = r"`with pool.acquire\(\) as resource:`, or `.resource` of what `pool.lease\(\)` returns"
+        with pytest.raises(AttributeError, match=f"a lease of pool 'db' has no attribute 'execute'. Use .*{advice}"):
+            lease.execute("select 1")
+        with pytest.raises(TypeError, match=f"a lease of pool 'db' is not called. Use .*{advice}"):
+            lease()
+        assert not hasattr(lease, "execute")
+        assert 0 == pool.stats().in_use
+        taken: Any = pool.lease()
+        with pytest.raises(AttributeError, match=advice):
+            taken.execute("select 1")
+        taken.release()
+
+
+async def test_an_asynchronous_acquisition_that_is_not_entered_says_what_to_do(factory: Factory) -> None:
+    async with AsyncPool(factory.aopen, max_size=1, name="db") as pool:
+        lease: Any = pool.acquire()
+        advice = r"`async with pool.acquire\(\) as resource:`, or `.resource` of what `await pool.lease\(\)` returns"
+        with pytest.raises(AttributeError, match=advice):
+            lease.execute("select 1")
+        with pytest.raises(TypeError, match=advice):
+            lease()
 
 
 async def test_the_timeout_is_the_pools_unless_it_is_said(factory: Factory) -> None:
