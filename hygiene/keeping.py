@@ -106,6 +106,11 @@ class _Openings:
             shared = "sqlite:" + os.path.realpath(os.path.expanduser(place))  # noqa: PTH111 - as the store does
         with self._lock:
             opened = self._opened.get(shared)
+            if opened is not None and getattr(opened.store, "replaced", False):
+                # Its users get errors from now on, and whoever opens the path gets the file that is there. Both at once
+                # would share an index of the log, of which SQLite believes that it belongs to one file.
+                cast("Any", opened.store).abandon()
+                opened = None
             if opened is None:
                 opened = _Opened(shared, open_store(address))
                 if place != ":memory:":

@@ -1330,14 +1330,27 @@ class WriteBehind:
         Raises:
             StoreUnavailable: not everything could be saved. It stays pending and is tried again.
             VersionConflict, StoreError: everything else is saved, and an entry is rejected; see `discard`.
+            StoreError: nothing is pending, and the file of a `SQLiteStore` was deleted, moved, replaced or truncated.
         """
         limit = None if timeout is None else seconds(timeout, "timeout")
-        self._wait(self._waiter_for(_ALL, patient=limit is not None), limit)
+        waiter = self._waiter_for(_ALL, patient=limit is not None)
+        self._wait(waiter, limit)
+        if waiter is None:
+            self._check_file()
 
     async def aflush(self, timeout: Duration | None = None) -> None:
         """As `flush`; for an event loop, which goes on meanwhile. If it is cancelled, the saving goes on."""
         limit = None if timeout is None else seconds(timeout, "timeout")
-        await self._await(self._waiter_for(_ALL, patient=limit is not None), limit)
+        waiter = self._waiter_for(_ALL, patient=limit is not None)
+        await self._await(waiter, limit)
+        if waiter is None:
+            self._check_file()
+
+    def _check_file(self) -> None:
+        """Raise if what was saved before is no longer where the store was opened: a file that was deleted, say."""
+        check: Callable[[], object] | None = getattr(self._store, "check_file", None)
+        if check is not None:
+            check()
 
     def _soon(self) -> None:
         """Have everything changed so far saved in the background."""

@@ -37,6 +37,11 @@ table but not the locks. Whatever the child then opens on the same file runs wit
 its feet as soon as the parent closes: reproduced, with commits lost. So all connections are closed before a fork, and
 opened anew afterwards, on either side, when they are needed.
 
+**The file may go away.** A program may delete the file, move it or put another one in its place while it is open here,
+and SQLite then goes on writing to a file without a name. So each save compares
+the path with the open file (device and inode), and so the log and its index. A file that has become shorter is read
+through a new connection first. Until the file is back under its name, each save is an error.
+
 **Whose file it is** is looked up with ``immutable=1``, which reads the file through SQLite (so that its table of locks
 stays right) but writes nothing, not even a lock. A new store is made under another name and then linked to its own:
 nobody ever sees half of one, and a file of length zero is not a store that was about to be made.
@@ -128,6 +133,7 @@ _ANY_EPOCH: Final = "SELECT 1 FROM settings WHERE name > 'epoch ' AND name < 'ep
 _READ_MARK: Final = "SELECT value FROM settings WHERE name = 'clean'"
 _FIRST: Final = -(1 << 63)
 _SLICE: Final = 256
+_NO_FILE: Final = (-1, -1)  # device and inode of no file
 _SHOWN: Final = 80  # characters of a key in a message
 _LOOKS: Final = 20  # at a file that nobody seemed to write to, and somebody did
 # What SQLite says when waiting or a hand's turn of the operator helps; everything else is damage or a mistake.
@@ -331,6 +337,9 @@ class SQLiteStore(_OpenStore):
         self._at_rest: dict[sqlite3.Connection, tuple[int, ...]] = {}  # of a file without a log: how it was
         self._lock = threading.Lock()
         self._writer: sqlite3.Connection | None = None
+        self._file: tuple[int, ...] | None = None  # device and inode of the open file
+        self._beside: tuple[tuple[str, tuple[int, ...]], ...] = ()  # the same of the log and its index
+        self._lengths = 0, 0  # of the file and of the log, after the last save
         self._opening = threading.Lock()
         self._readers: set[sqlite3.Connection] = set()
         self._idle: deque[sqlite3.Connection] = deque()
@@ -362,7 +371,7 @@ class SQLiteStore(_OpenStore):
             if read_only:
                 self._most_bytes = 0
             else:
-                self._writer = self._connect()
+                self._writer = self._connect_to_write()
                 self._most_bytes = self._writer.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - 4096
             self._closed = False
         try:
@@ -487,10 +496,7 @@ class SQLiteStore(_OpenStore):
         """A new connection with our settings; it may be used by any thread, one at a time."""
         if self._read_only:
             return self._connect_to_look()
-        address = ":memory:" if self._memory else Path(self.path).as_uri() + "?mode=rw"
-        connection = sqlite3.connect(
-            address, uri=True, timeout=self._timeout, isolation_level=None, check_same_thread=False
-        )
+        connection = self._connect_to_file()
         try:
             if self._memory:
                 connection.executescript(_SCHEMA)
@@ -508,6 +514,125 @@ class SQLiteStore(_OpenStore):
             connection.close()
             raise
         return connection
+
+    def _connect_to_file(self) -> sqlite3.Connection:
+        """A new connection to the file that this store has had open from the beginning."""
+        address = ":memory:" if self._memory else Path(self.path).as_uri() + "?mode=rw"
+        for _ in range(_LOOKS):
+            before = self._identity()
+            connection = sqlite3.connect(
+                address, uri=True, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            )
+            after = self._identity()
+            if self._memory or after == self._file:
+                return connection
+            connection.close()
+            if self._file is not None:
+                raise self._lost("use", self.path, after)
+            # A file of a lower layer of an overlay is copied when it is first opened for writing.
+            if before == after:
+                self._file = after
+        raise StoreUnavailable(f"cannot open store {self.path}: the file is replaced again and again. Try again")
+
+    def _connect_to_write(self) -> sqlite3.Connection:
+        """A new connection for saves. From now on a log and an index that are not those it has open are an error."""
+        connection = self._connect()
+        if self._memory:
+            return connection
+        try:
+            mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+            connection.execute("SELECT count(*) FROM settings").fetchone()  # opens the log
+            real = os.path.realpath(self.path)  # SQLite follows links, and then puts the log beside the file
+            ends = ("-wal", "-shm") if mode == "wal" else ()
+            self._beside = tuple((real + end, _found(real + end)[:2]) for end in ends)
+            self._lengths = 0, 0
+            self._note_log()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    # Whether the path still names the open file
+
+    def _identity(self) -> tuple[int, ...]:
+        return _found(self.path)[:2]
+
+    @property
+    def replaced(self) -> bool:
+        """True if the path no longer names the file that is open: it was deleted, moved, or replaced by another one."""
+        return not self._closed and self._file is not None and self._identity() != self._file
+
+    def check_file(self) -> None:
+        """
+        Raise `StoreError` unless saves of this store are in the file that its path names.
+
+        Each save checks this itself. `Registry.flush` also checks it when there is nothing to save.
+        """
+        if self._closed:
+            return
+        if self._lock.acquire(blocking=False):
+            try:
+                self._check_files("save to")
+            finally:
+                self._lock.release()
+        elif self.replaced:  # a save is under way, and checks the log; or a fork, which closes it
+            raise self._lost("save to", self.path, self._identity())
+
+    def _check_files(self, what: str) -> None:
+        if self._file is None:  # in memory, or read only
+            return
+        *identity, length = _found(self.path)
+        if tuple(identity) != self._file:
+            raise self._lost(what, self.path, identity)
+        if self._writer is None:  # closed for a fork: the next one opens the log that is there
+            return
+        lengths = [length]
+        for path, known in self._beside:
+            *identity, size = _found(path)
+            if not known[1] or tuple(identity) != known:
+                raise self._lost(what, path, identity)
+            lengths.append(size)
+        if length < _SHORTEST or length < self._lengths[0] or (self._beside and lengths[1] < self._lengths[1]):
+            self._check_shortened(what, length)
+        self._lengths = length, lengths[1] if self._beside else 0
+
+    def _check_shortened(self, what: str, length: int) -> None:
+        """The file or its log is shorter than after the last save: another program has cut it, or tidied it up."""
+        problem = f"it has {length} bytes"
+        if length >= _SHORTEST:
+            try:
+                with contextlib.closing(self._connect()) as other:  # one that has no pages of it in memory
+                    problem = other.execute("PRAGMA quick_check(1)").fetchone()[0]
+            except sqlite3.Error as error:
+                problem = str(error)
+        if problem != "ok":
+            raise StoreError(
+                f"cannot {what} store {self.path}: the file or its log was truncated while it was open ({problem}). "
+                f"Nothing was saved, and unsaved changes stay in memory. Restore the file from a backup, and open it "
+                f"again"
+            )
+
+    def _note_log(self) -> None:
+        if self._beside:
+            self._lengths = self._lengths[0], _found(self._beside[0][0])[2]
+
+    def _lost(self, what: str, path: str, found: Sequence[int]) -> StoreError:
+        happened = "was replaced by another file" if any(found) else "was deleted or moved"
+        return StoreError(
+            f"cannot {what} store {self.path}: {path} {happened} while it was open. Nothing was saved, and unsaved "
+            f"changes stay in memory. Put the file back under its name to have them saved, or open a new store and "
+            f"copy them there"
+        )
+
+    def abandon(self) -> None:
+        """Treat the path as that of another file from now on: another store was opened there."""
+        with self._opening, self._lock:  # in the order in which a fork takes them
+            self._close_idle()
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            # With the last connection the system gives the number of the inode to the next file, which may be that one.
+            self._file = _NO_FILE
 
     def _connect_to_look(self) -> sqlite3.Connection:
         """A new connection that cannot write."""
@@ -702,7 +827,7 @@ class SQLiteStore(_OpenStore):
             self._check_open()
             with self._failing(what):
                 if self._writer is None:
-                    self._writer = self._connect()
+                    self._writer = self._connect_to_write()
                 if self.owners is not None:
                     with contextlib.suppress(OSError):  # in a forked child; to lease says what is wrong
                         self.owners.open()
@@ -712,12 +837,14 @@ class SQLiteStore(_OpenStore):
                         connection.execute("PRAGMA synchronous = FULL")
                     # IMMEDIATE: what is read to decide upon must not change before it is acted upon.
                     connection.execute("BEGIN IMMEDIATE")
+                    self._check_files(what)  # here: to begin may have meant to wait for another process for seconds
                     if self._clean:
                         # Before the file changes: a store that is just closing it may give it that time afterwards.
                         connection.execute("DELETE FROM settings WHERE name = 'clean'")
                     yield connection
                     connection.execute("COMMIT")
                     self._clean = False
+                    self._note_log()
                     if sync:
                         connection.execute("PRAGMA synchronous = NORMAL")
                 except BaseException:
@@ -1564,6 +1691,15 @@ def _epoch(connection: sqlite3.Connection, digest: bytes) -> int:
 def _mark(inode: int, modified: int) -> str:
     """The row ``clean`` of a file; *modified* is in nanoseconds since 1970."""
     return f"{inode} {modified}"
+
+
+def _found(path: str) -> tuple[int, int, int]:
+    """Device, inode and length of the file that *path* names; zeros if there is no file."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - each save asks four times, and a Path costs as much as the call
+    except OSError:
+        return 0, 0, 0
+    return found.st_dev, found.st_ino, found.st_size
 
 
 def _primary(error: sqlite3.Error) -> int:
