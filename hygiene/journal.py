@@ -108,6 +108,7 @@ class Journal:
         "_lent",
         "_lent_now",
         "_next",
+        "_refusal",
         "_spans",
         "_writer",
         "encode",
@@ -132,6 +133,7 @@ class Journal:
         self._expire_at = expire_at
         self._dead = dead
         self._closed = False
+        self._refusal: Callable[[], Exception] | None = None  # makes the error that each change of the list raises
         # What an item that is alone is encoded with, by who asks for no more than that: nobody is to be asked about it.
         self.encode: Callable[[Any, Any], bytes] | None = writer._encode if writer._critical is None else None
         # Of each item, under the lock of the list: the hash of its encoding, 0 if not known, and whether it is lent.
@@ -166,6 +168,25 @@ class Journal:
         self._closed = True
         self._next = self.encode = None  # so that the paths that must be fast have that much less to look at
 
+    def refuse(self, refusal: Callable[[], Exception]) -> None:
+        """
+        Raise what *refusal* returns at each change of the list from now on, also after `close`.
+
+        When this returns, no change is being told any more. `check` and `rewrite` still tell what was changed before.
+        """
+        with self._writer._lock:
+            self._refusal, self.encode = refusal, None
+            self._dead = _always  # so that `added` has nothing more to check than it has
+
+    def only_read(self, history: Sequence[Any], refusal: Callable[[], Exception]) -> None:
+        """The log is never changed: `refuse` each change of the list, whatever the list has of the log."""
+        self._count = len(history)
+        self._spans = [(0, self._count)] if self._count else []
+        self._next = _ELSEWHERE
+        self._hashes = array("q", bytes(8 * self._count))
+        self._lent = bytearray(self._count)
+        self.refuse(refusal)
+
     def __repr__(self) -> str:
         return f"<Journal of {self.key!r}: {'closed' if self._closed else f'{self._count:,} items'}>"
 
@@ -177,7 +198,13 @@ class Journal:
 
         Raises:
             NotStorable: the store could not give one of them back as it is.
+            StoreError: the list must not be changed any more.
         """
+        if self._refusal is not None:
+            raise self._refusal()
+        return self._prepared(items)
+
+    def _prepared(self, items: Sequence[Any]) -> Prepared:
         if not self._alive():  # what the store would not take is none of its business any more
             return _NOTHING
         encode, critical, key = self._writer._encode, self._writer._critical, self.key
@@ -205,7 +232,7 @@ class Journal:
                 or not entry.parts
                 or len(history) != self._count
                 or writer._held >= writer._max_pending
-                or writer._closing
+                or writer._refusing
                 or writer._rejected
                 or (self._dead is not None and self._dead())
             ):
@@ -236,6 +263,7 @@ class Journal:
         """Tell that the *prepared* items are put at the end."""
         writer = self._writer
         with writer._lock:
+            self._check_changeable()
             following = self._next
             if not prepared.datas or following is None or len(history) != self._count:
                 return self._told(history, len(history), len(history), prepared)
@@ -275,6 +303,7 @@ class Journal:
         """Tell that the window moves on: *cut* leaves. It does not wait for room."""
         start, stop = cut.start, cut.stop
         with self._writer._lock:
+            self._check_changeable()
             following, spans = self._next, self._spans
             if following is not None and len(history) == self._count > stop - start:
                 leave = self._cut(start, stop)
@@ -520,7 +549,7 @@ class Journal:
         Raises:
             NotStorable, StoreUnavailable, VersionConflict, StoreError: as `check`; StoreUnavailable also as `settle`.
         """
-        prepared = self.prepare(_at(history, slice(None)))
+        prepared = self._prepared(_at(history, slice(None)))
         with history._whole():
             waiter = self._anew(_at(history, slice(None)), prepared)
         self.settle(waiter)
@@ -532,9 +561,14 @@ class Journal:
         return self._spans[-1][1] if self._spans else 0
 
     def _alive(self) -> bool:
-        if not self._closed and self._dead is not None and self._dead():
+        if not self._closed and self._refusal is None and self._dead is not None and self._dead():
             self._close()
         return not self._closed
+
+    def _check_changeable(self) -> None:
+        """Raise if the list must not be changed any more. The writer's lock is held."""
+        if self._refusal is not None:
+            raise self._refusal()
 
     def _told(
         self,
@@ -550,6 +584,7 @@ class Journal:
         if new is None:
             new = prepared.items
         with self._writer._lock:
+            self._check_changeable()
             if not self._alive():
                 return None
             size = len(history)
@@ -738,6 +773,10 @@ def _unstorable(place: int, key: Any, error: NotStorable) -> NotStorable:
 
 _MISFIT: Any = object()
 _ELSEWHERE: Final = -1  # a number that no writer gives: the first change finds that it does not fit
+
+
+def _always() -> bool:
+    return True
 
 
 def _common(old: Sequence[Any], new: Sequence[Any]) -> tuple[int, int]:

@@ -239,6 +239,7 @@ class Keeper:
                 _openings.give_back(self._opened)
             raise
         self._encode = self.writer._encode
+        self.read_only = bool(getattr(self.store, "read_only", False))
         # A file has leases, too, but no wait for its answers is so long that an event loop has to be spared.
         self.remote = callable(getattr(self.store, "lease", None)) and not hasattr(self.store, "owners")
         self.tenures = Tenures(self) if self.remote else FileTenures(self) if _leases_files(self.store) else None
@@ -404,7 +405,10 @@ class Keeper:
         if isinstance(value, list):
             value = _as_history(value)
             spans = record.head.spans if record.head.kind == "log" else ()
-            attach(value, Journal(self.writer, key, numbers=spans, expire_at=partial(self._end_of, key)))
+            journal = Journal(self.writer, key, numbers=spans, expire_at=partial(self._end_of, key))
+            if self.read_only:
+                journal.only_read(value, lambda: self._only_looking(_shown(key)))
+            attach(value, journal)
         elif type(value) not in _PLAIN:
             loading.digest = hash(self._encode(value, key))
         found = registry._put(key, value, keep=True, back=True, loading=loading, ago=ago)
@@ -509,6 +513,18 @@ class Keeper:
         if self.closed:
             raise StoreError(f"the registry of {self.space!r} in {self._where()} was closed; found that it is used")
 
+    def check_writable(self, key: Any) -> None:
+        """Raise if no change of *key* would be saved: the registry is closed, or its store is only read."""
+        self._check_open()
+        if self.read_only:
+            raise self._only_looking(_shown(key))
+
+    def _only_looking(self, what: str) -> StoreError:
+        return StoreError(
+            f"Cannot change {what} of registry {self.space!r}: its store {self._where()} was opened with "
+            f"read_only=True. Nothing was changed. Open the store without read_only= to write"
+        )
+
     def _refuse_to_block(self, key: Any) -> None:
         self._check_open()
         if self.remote and running_loop() is not None:
@@ -555,7 +571,7 @@ class Keeper:
 
     def prepare(self, key: Any, value: Any) -> tuple[Any, _Prepared | None]:
         """*value* as the registry is to hold it, and as the writer takes it; what cannot be stored is refused."""
-        self._check_open()
+        self.check_writable(key)
         try:
             return self._prepare(key, value)
         except NotStorable as error:
@@ -714,19 +730,34 @@ class Keeper:
         """Find what was changed in place, if that is to be found."""
         if isinstance(value, History):
             if isinstance(journal := value._hygiene.journal, Journal):
-                journal.check(value)
-                journal.find_edits(value)
-                value._rest()
+                try:
+                    journal.check(value)
+                    journal.find_edits(value)
+                    value._rest()
+                except StoreError as error:
+                    if self.read_only and (registry := self._registry()) is not None:
+                        registry._drop_stale(key, error)  # as in `_save_if`
+                    raise
         elif key in self._hashes:
             self._save_if(key, value)
 
     def _save_if(self, key: Any, value: Any, *, always: bool = False) -> None:
         registry = self._registry()
-        _, prepared = self.prepare(key, value)
-        if registry is None or prepared is None or prepared.data is None:
+        try:
+            data = self._encode(value, key)
+        except NotStorable as error:
+            if (explained := self._explain_column(error)) is not None:
+                raise explained from None
+            raise
+        if registry is None or (not always and hash(data) == self._hashes.get(key)):
             return
-        if not always and hash(prepared.data) == self._hashes.get(key):
-            return
+        self._check_open()
+        if self.read_only:  # what is in memory can never be saved, and the next look-up gets what is stored
+            error = self._only_looking(_shown(key))
+            registry._drop_stale(key, error)
+            raise error
+        critical = self.writer._critical
+        prepared = _Prepared(data, None, critical=critical is not None and bool(critical(key, value)))
         try:
             with registry._lock:
                 if dict.get(registry, key, MISSING) is not value and registry._in_tail(key, MISSING) is not value:
@@ -779,7 +810,14 @@ class Keeper:
         return True if key not in writer else None
 
     def _tell_blocked(self, key: Any, error: HygieneError) -> None:
-        if key not in self._blocked:
+        if self.read_only:
+            logger.warning(
+                "%s was changed in place and leaves memory, so the change is lost: %s",
+                _shown(key),
+                error,
+                extra={"event_name": "registry.entry_not_saved", "saver": self.writer.name, "of": self},
+            )
+        elif key not in self._blocked:
             self._blocked.add(key)
             logger.warning(
                 "%s cannot be saved, so it stays in memory: %s",
@@ -810,7 +848,7 @@ class Keeper:
             return
         self.unlist(key)
         _silence(value)
-        if cause is Cause.EXPIRED:
+        if cause is Cause.EXPIRED and not self.read_only:
             with contextlib.suppress(StoreError):  # then it is over by the clock of the store
                 self._expiring.add(key)
                 self.writer.delete(key)
@@ -874,7 +912,7 @@ class Keeper:
 
     def delete(self, key: Any) -> None:
         """Remove *key* from the store; the registry's lock is held, and the entry is still in memory, if it was."""
-        self._check_open()
+        self.check_writable(key)
         registry, adrift = self._registry(), self._adrift.get(key)
         values = None if registry is None else dict.get(registry, key), None if adrift is None else adrift()
         with self.writer._lock:  # one step, as in `entered`
@@ -983,6 +1021,8 @@ class Keeper:
         """
         self._refuse_to_block("everything")
         self._check_open()
+        if self.read_only:
+            raise self._only_looking("the entries")
         registry, writer = self._registry(), self.writer
         assert registry is not None
         deleted: set[Any] = set()
@@ -1088,7 +1128,7 @@ def _wind_up(writer: WriteBehind, opened: _Opened | None) -> None:
         keeper: Any = writer._keeper()
         adopted = keeper is not None and keeper._registry() is not None
         if not adopted:
-            writer._closing = True
+            writer._closing = writer._refusing = True
     with contextlib.suppress(StoreError):
         if not adopted:
             writer.close(GRACE)

@@ -1023,8 +1023,11 @@ class Registry(Kernel[K, V]):
         """
         Keep room for *key* until its factory has returned and its value is in; `None` where nothing is refused.
 
-        Raises `RegistryFull` if there is no room and no other entry may leave.
+        Raises `RegistryFull` if there is no room and no other entry may leave, and `StoreError` if the store takes
+        nothing.
         """
+        if self._keeper is not None:
+            self._keeper.check_writable(key)
         if self._limits.overflow == "grow":
             return None
         place = _Place(key)

@@ -341,6 +341,8 @@ class WriteBehind:
         self._manual = bool(getattr(timer, "manual", False))
         self._closing = self._closed = False
         self._retired: threading.Thread | None = None  # since gevent's patch
+        self._read_only = bool(getattr(store, "read_only", False))
+        self._refusing = self._read_only  # or closing: each change is refused
         self._heads: dict[Any, Head | None] = {}
         self._leaving: set[Any] = set()
         self._fences: dict[Any, int] = {}
@@ -433,7 +435,7 @@ class WriteBehind:
             entry = pending.get(key)
             if (
                 critical
-                or self._closing
+                or self._refusing
                 or self._rejected
                 or self._held >= self._max_pending
                 or (entry is not None and entry.kind != "value")
@@ -604,7 +606,7 @@ class WriteBehind:
         """
         with self._drive:
             with self._lock:
-                if self._closing:
+                if self._refusing:
                     self._look(None, 0)
             try:
                 self._clear_store(self._void)
@@ -733,7 +735,7 @@ class WriteBehind:
     def _entry(self, key: Hashable, more: int, *, whole: bool = False) -> _Entry:
         """The pending entry of *key*, to be given *more* to hold."""
         entry = self._pending.get(key)
-        if self._closing or self._rejected or self._held + more > self._max_pending:
+        if self._refusing or self._rejected or self._held + more > self._max_pending:
             self._look(key, more - entry.count if whole and entry is not None else more)
             entry = self._pending.get(key)  # it may have been saved while it was waited for room
         if entry is None:
@@ -761,6 +763,11 @@ class WriteBehind:
         while True:
             if self._closing:
                 raise StoreError(f"write-behind {self.name!r} is closed. Change things before, or close it later")
+            if self._read_only:
+                raise StoreError(
+                    f"write-behind {self.name!r} cannot save {_shown(key)}: its store was opened with read_only=True. "
+                    f"Nothing was changed. Open the store without read_only="
+                )
             self._check(key)
             # A single change larger than all that may wait is taken when nothing else does.
             if more <= 0 or self._held == 0 or self._held + more <= self._max_pending:
@@ -1637,7 +1644,7 @@ class WriteBehind:
 
     def _last_waiter(self) -> _Waiter | None:
         with self._lock:
-            self._closing = True
+            self._closing = self._refusing = True
             return self._hurry(_ALL, patient=True) if self._unsaved else None
 
     def _end(self) -> None:

@@ -552,6 +552,11 @@ class SQLiteStore(_OpenStore):
             raise
         return connection
 
+    @property
+    def read_only(self) -> bool:
+        """True if it was opened with ``read_only=True``."""
+        return self._read_only
+
     # Whether the path still names the open file
 
     def _identity(self) -> tuple[int, ...]:
