@@ -529,6 +529,11 @@ class _Column(Timed[Any, Any]):
         value = _look(self, key, MISSING)
         if self._keeper is not None and value is not MISSING and row not in self._rows._leases:
             self._keeper.settle(key, value)
+        if self._overtaken is not None and row not in self._rows._leases:
+            self._check_overtaken(key)
+
+    def _is_leased(self, key: Any) -> bool:
+        return self._row(key) in self._rows._leases
 
     def _be_watched(self, *, anew: bool = False) -> None:
         if anew or not self._rows._watched:  # or each write would promise another visit

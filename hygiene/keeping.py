@@ -30,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime as dt
+import functools
 import gc
 import inspect
 import os
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from hygiene.stores import Head, Record, Store
     from hygiene.tail import Kept
 
-__all__ = ["TOO_MANY", "Keeper", "Loading", "outdate"]
+__all__ = ["TOO_MANY", "Keeper", "Loading", "Overtaken", "outdate"]
 
 
 _KNOWN_ABSENT: Final = 1024  # keys looked up in vain whose absence is remembered, so that nobody's entry is overwritten
@@ -71,6 +72,7 @@ _ATTEMPTS: Final = 40  # to see that a registry is gone: 0.2 s in all
 _TRIES: Final = 3  # looks at a key that others are writing
 _FIRST_RETRY: Final = 0.1  # seconds until the store is asked again what has changed in it, growing ...
 _LAST_RETRY: Final = 5.0  # ... up to this
+_LAST_LOOK: Final = 0.001  # seconds for a second attempt to save, if the first has used up the time for the close
 _AGAIN: Any = object()
 _UNKNOWN: Any = object()
 _DROPPED: Final = frozenset({Cause.DELETED, Cause.CLEARED})
@@ -194,7 +196,7 @@ class _Heir:
             return
         unsaved = keeper.settle_all()
         if len(keeper.writer):  # else this child has not used it, and maybe could not: see `SQLiteStore`
-            keeper.close()
+            unsaved = keeper.close([]) or unsaved
         if unsaved is not None:
             raise unsaved
 
@@ -253,7 +255,12 @@ class Keeper:
         self._awaited = False  # somebody was to leave, and waits for a save
         self._blocked: set[Any] = set()  # could not be saved when they were to leave, which has been said
         self._heir: tuple[_Heir, Any] | None = None  # in a forked child, and its place in the shutdown
-        self.closed = False
+        self.closed = False  # or about to be: each use is refused
+        self._finished = False  # and nothing is saved any more
+        self._stopping = threading.RLock()  # while it is stopped, or finished
+        self._last: list[tuple[Any, Any]] = []  # entries that it had when it was stopped
+        self._ends: dict[Any, float | None] = {}  # when they are over
+        self._unsaved: HygieneError | None = None  # of the first of them that cannot be saved
         self.loads = 0
         """Entries that came back from the store."""
         _keepers[id(self.store), space] = self
@@ -270,8 +277,12 @@ class Keeper:
     def _take_over(self, registry: Registry[Any, Any]) -> WriteBehind | None:
         """The writer of who kept this space before; an error if somebody still does."""
         place = id(self.store), self.space
+        closing = False
         for attempt in range(_ATTEMPTS):
             other = _keepers.get(place)
+            if other is not None and other.closed:
+                other._finish()  # another thread, or a task of this one, is closing it, and its writer with it
+                closing = other._mine
             previous = None if other is None or other.closed else other._registry()
             if previous is None or other is None:
                 break
@@ -292,7 +303,7 @@ class Keeper:
         if writer is None or writer.closed:
             return None
         with _adopting:
-            if not writer._closing:
+            if not writer._closing and not closing:
                 writer._keeper = weakref.ref(self)  # from now on it is ours, though its registry was collected
                 return writer
         try:
@@ -308,6 +319,7 @@ class Keeper:
 
     def _after_fork(self) -> None:
         self._loading = {}
+        self._stopping = threading.RLock()
         # What was changed before the fork is the parent's to save, told or not: a change in place must not be found
         # here, too, nor the half of one that another thread was making. (The writer still knows what is unsaved: who
         # was made last is asked first.)
@@ -511,7 +523,10 @@ class Keeper:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise StoreError(f"the registry of {self.space!r} in {self._where()} was closed; found that it is used")
+            raise StoreError(
+                f"Registry {self.space!r} was closed, and nothing would save a change of it. "
+                f"Use it before close(), or open a new one on {self._where()}"
+            )
 
     def check_writable(self, key: Any) -> None:
         """Raise if no change of *key* would be saved: the registry is closed, or its store is only read."""
@@ -626,6 +641,7 @@ class Keeper:
 
         Raises what the writer raises, and then nothing was changed. Returns what `settle_write` takes.
         """
+        self._check_open()  # it may have been closed since the value was prepared, or loaded
         waiter = None
         if loading is not None:
             self._absent.pop(key, None)
@@ -741,7 +757,8 @@ class Keeper:
         elif key in self._hashes:
             self._save_if(key, value)
 
-    def _save_if(self, key: Any, value: Any, *, always: bool = False) -> None:
+    def _save_if(self, key: Any, value: Any, *, always: bool = False, late: bool = False) -> None:
+        """Save *value* if it was changed in place; *late*: though it is not in memory any more."""
         registry = self._registry()
         try:
             data = self._encode(value, key)
@@ -751,7 +768,8 @@ class Keeper:
             raise
         if registry is None or (not always and hash(data) == self._hashes.get(key)):
             return
-        self._check_open()
+        if self._finished:
+            raise self._refuse_change(key)
         if self.read_only:  # what is in memory can never be saved, and the next look-up gets what is stored
             error = self._only_looking(_shown(key))
             registry._drop_stale(key, error)
@@ -760,7 +778,8 @@ class Keeper:
         prepared = _Prepared(data, None, critical=critical is not None and bool(critical(key, value)))
         try:
             with registry._lock:
-                if dict.get(registry, key, MISSING) is not value and registry._in_tail(key, MISSING) is not value:
+                held = dict.get(registry, key, MISSING) is value or registry._in_tail(key, MISSING) is value
+                if not held and not late:
                     return
                 waiter = self._write(key, value, prepared, anew=False)
         except (VersionConflict, OwnershipLost) as error:
@@ -773,6 +792,8 @@ class Keeper:
         registry = self._registry()
         if registry is None or registry._limits.ttl is None:
             return None
+        if key in self._ends and not anew:
+            return self._ends[key]
         return time.time() + registry._limits.ttl - (0.0 if anew else registry._written_ago(key))
 
     # Leaving
@@ -834,6 +855,8 @@ class Keeper:
         """The entry is out of memory; *adrift* has its value if it may come back. The registry's lock is held."""
         if (loading := self._loading.get(key)) is not None:
             loading.stale = True
+        if cause is Cause.CLOSED:
+            return  # what is left to do with the value is done in `_finish`
         self._blocked.discard(key)
         if self._hints is not None and adrift is None:
             self._hints.discard(key)
@@ -1049,7 +1072,12 @@ class Keeper:
 
     def hand_over(self) -> None:
         """Somebody else keeps the space from now on: save, and leave the registry what it has, as its own."""
-        self.settle_all()
+        if (registry := self._registry()) is not None:
+            with registry._lock:
+                leased = [(key, value) for key, value in dict.items(registry) if registry._is_leased(key)]
+            self._overtake(registry, leased, "replaced by another one in its attribute")
+        if (error := self.settle_all()) is not None:
+            raise error  # at the assignment: nobody else would hear of it, and the attribute stays as it is
         if isinstance(self.tenures, FileTenures):
             self.tenures.drop_kept()  # or the next one would wait for them
         self._let_go()
@@ -1059,8 +1087,9 @@ class Keeper:
         self._give_back()
 
     def _let_go(self) -> None:
+        """Leave the registry what it has, which is nobody's business any more."""
         registry = self._registry()
-        self.closed = True
+        self.closed = self._finished = True
         if self._hints is not None:
             self._hints.close()
         if registry is None:
@@ -1075,33 +1104,123 @@ class Keeper:
             for key in self._absent:
                 self.writer.untrack(key)
 
-    def close(self) -> None:
-        """Everything is saved, or pending; let go. The store is closed if it was opened here."""
-        if not self.closed:
-            self._let_go()
-            self._abandon.detach()
+    def close(self, gone: list[Any]) -> HygieneError | None:
+        """
+        Save everything, and let go. The store is closed if it was opened here.
+
+        Args:
+            gone: What leaves memory goes here, as in `Registry._discard`.
+
+        Returns:
+            The first error of an entry that cannot be saved.
+        """
+        self._stop(gone)
+        deadline = time.monotonic() + GRACE
+        if not self._finished:
+            with contextlib.suppress(StoreError):  # it is tried once more below
+                self.writer._flush(GRACE)
+            self._finish()
         if self._mine:
-            self.writer.close(GRACE)
+            self.writer.close(max(deadline - time.monotonic(), _LAST_LOOK))
         else:
-            self.writer.flush(GRACE)
+            self.writer._flush(max(deadline - time.monotonic(), _LAST_LOOK))
         if self.tenures is not None:
             self.tenures.end()
         if self._mine:
             self._give_back()
+        error, self._unsaved = self._unsaved, None  # said once
+        return error
 
-    async def aclose(self) -> None:
+    async def aclose(self, gone: list[Any]) -> HygieneError | None:
         """As `close`; for an event loop, which goes on meanwhile."""
-        if not self.closed:
-            self._let_go()
-            self._abandon.detach()
+        self._stop(gone)
+        deadline = time.monotonic() + GRACE
+        if not self._finished:
+            try:
+                with contextlib.suppress(StoreError):
+                    await self.writer._aflush(GRACE)
+            finally:  # also if it is cancelled: what is found is saved in the background
+                self._finish()
         if self._mine:
-            await self.writer.aclose(GRACE)
+            await self.writer.aclose(max(deadline - time.monotonic(), _LAST_LOOK))
         else:
-            await self.writer.aflush(GRACE)
+            await self.writer._aflush(max(deadline - time.monotonic(), _LAST_LOOK))
         if self.tenures is not None:
             await self.tenures.aend()
         if self._mine:
             self._give_back()
+        error, self._unsaved = self._unsaved, None  # said once
+        return error
+
+    def _stop(self, gone: list[Any]) -> None:
+        """
+        From now on refuse each use of the registry, and each change of its lists.
+
+        What was changed before is told to the writer, which goes on: changes that other threads are just making are
+        told, too, or refused. Dicts that are changed in place cannot be refused, so `_finish` looks at them once more.
+        """
+        registry = self._registry()
+        with self._stopping:
+            first, self.closed = not self.closed, True
+            if not first or registry is None:
+                return
+            if self._hints is not None:
+                self._hints.close()
+            self._abandon.detach()
+            self._unsaved = self.settle_all()
+            with registry._lock:
+                self._last = list(dict.items(registry))
+                adrift = [(key, reference()) for key, reference in self._adrift.items()]
+                self._last += [(key, value) for key, value in adrift if value is not None]
+                if registry._limits.ttl is not None:
+                    self._ends = {key: self._end_of(key) for key, _ in self._last}
+                for key, value in self._last:
+                    if isinstance(value, History) and isinstance(journal := value._hygiene.journal, Journal):
+                        journal.refuse(functools.partial(self._refuse_change, key))
+                registry._take_everything(Cause.CLOSED, gone)
+
+    def _finish(self) -> None:
+        """Find what was changed in place while the rest was saved; from now on nothing is saved any more."""
+        registry = self._registry()
+        with self._stopping:
+            if self._finished or not self.closed:
+                return
+            if registry is not None:
+                with registry._lock:
+                    leased = [(key, value) for key, value in self._last if registry._is_leased(key)]
+                # Before the last look: a change that comes between is saved, and an error at the end of the lease, too.
+                self._overtake(registry, leased, "closed")
+            for key, value in self._last:
+                try:
+                    if isinstance(value, History) or key not in self._hashes:
+                        self.settle(key, value)
+                    else:
+                        self._save_if(key, value, late=True)
+                except HygieneError as error:
+                    self._unsaved = self._unsaved or error
+            self._finished = True
+            for key, value in self._last:
+                _hush(value)
+                self.writer.untrack(key)
+            for key in self._absent:
+                self.writer.untrack(key)
+            self._last, self._ends = [], {}
+            self._hashes.clear()
+            self._adrift.clear()
+
+    def _overtake(self, registry: Registry[Any, Any], leased: list[tuple[Any, Any]], what: str) -> None:
+        """The registry was *what* under some leases: each raises at its end if its value has changed since."""
+        for key, value in leased:
+            if type(value) not in _PLAIN:
+                if registry._overtaken is None:
+                    registry._overtaken = {}
+                registry._overtaken[key] = Overtaken(key, value, self._encode, f"registry {self.space!r} was {what}")
+
+    def _refuse_change(self, key: Any) -> StoreError:
+        return StoreError(
+            f"Cannot change {_shown(key)} of registry {self.space!r}: the registry is closed, and nothing would save "
+            f"the change. Change it before close(), or change a copy: list(...)"
+        )
 
     def _give_back(self) -> None:
         opened, self._opened = self._opened, None
@@ -1115,6 +1234,39 @@ def _leases_files(store: Any) -> bool:
         return False
     parameters = inspect.signature(store.save).parameters.values()
     return any(parameter.name == "fence" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+class Overtaken:
+    """A value that was leased when its registry was closed."""
+
+    __slots__ = ("_digest", "_encode", "_key", "_value", "_why")
+
+    def __init__(self, key: Any, value: Any, encode: Callable[[Any, Any], bytes], why: str) -> None:
+        self._key = key
+        self._value = value
+        self._encode = encode
+        self._why = why
+        self._digest = self._measure()
+
+    def _measure(self) -> int | None:
+        value = self._value
+        try:
+            return hash(self._encode(value[:] if isinstance(value, list) else value, self._key))
+        except Exception:  # it cannot be saved, which was said when it was to be
+            return None
+
+    def check(self) -> None:
+        """
+        Raise if the value has changed since.
+
+        Raises:
+            StoreError: it has, and the change is not saved.
+        """
+        if self._digest is not None and self._measure() != self._digest:
+            raise StoreError(
+                f"The value of {_shown(self._key)} was changed in its lease after {self._why}, and that change is not "
+                f"saved. End each lease before"
+            )
 
 
 def _abandoned(writer: WriteBehind, opened: _Opened | None, *, mine: bool) -> None:

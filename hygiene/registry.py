@@ -75,7 +75,7 @@ from hygiene.closing import Closer, Closing, Releases, running_loop
 from hygiene.errors import HOOK_ERRORS, HygieneError, OwnershipLost, RegistryFull, StoreError, VersionConflict
 from hygiene.events import Cause, Entry, RegistryStats, Removal
 from hygiene.janitor import janitor, survive_fork
-from hygiene.keeping import TOO_MANY, Keeper, Loading, outdate
+from hygiene.keeping import TOO_MANY, Keeper, Loading, Overtaken, outdate
 from hygiene.kernel import (
     ATOMIC,
     CROWDED,
@@ -321,6 +321,7 @@ class Registry(Kernel[K, V]):
         "_name",
         "_order",
         "_overflowed",
+        "_overtaken",
         "_owner",
         "_parked",
         "_places",
@@ -437,6 +438,7 @@ class Registry(Kernel[K, V]):
         self._counts: dict[Cause, int] = {}
         self._reads = self._hits = self._misses = self._revived = self._hook_errors = self._forgotten = 0
         self._overflowed = False
+        self._overtaken: dict[Any, Overtaken] | None = None  # values that were leased when their registry was closed
         # The janitor lives in real time: a clock that a test turns by hand is none of its business.
         self._watched = bool(getattr(limits.timer, "manual", False))
         self._guarded = not _GIL
@@ -1278,16 +1280,20 @@ class Registry(Kernel[K, V]):
         tail = self._tail  # its values end when the lock is free
         try:
             try:
-                with self._lock:
-                    self._tail = None
-                    for key in list(dict.keys(self)):
-                        self._discard(key, cause, gone)
+                self._take_everything(cause, gone)
             finally:
                 del tail
                 self._tell(gone)
         except BaseException:
             self._tell(gone)
             raise
+
+    def _take_everything(self, cause: Cause, gone: list[Gone]) -> None:
+        """Have every entry leave memory; the records go to *gone*, as in `_discard`."""
+        with self._lock:
+            self._tail = None
+            for key in list(dict.keys(self)):
+                self._discard(key, cause, gone)
 
     def _discard(self, key: Any, cause: Cause, gone: list[Gone]) -> bool:
         """
@@ -2241,6 +2247,17 @@ class Registry(Kernel[K, V]):
             self._after_lease(key)
             if self._keeper is not None and (value := _look(self, key, MISSING)) is not MISSING:
                 self._keeper.settle(key, value)
+            if self._overtaken is not None:
+                self._check_overtaken(key)
+
+    def _is_leased(self, key: Any) -> bool:
+        return key in self._leases
+
+    def _check_overtaken(self, key: Any) -> None:
+        """Raise if a lease has changed its value after the registry was closed, when nobody saved it any more."""
+        overtaken = None if self._overtaken is None else self._overtaken.pop(key, None)
+        if overtaken is not None:
+            overtaken.check()
 
     def _after_lease(self, key: Any) -> None:
         """Drop what ran out of time while it was leased."""
@@ -2275,24 +2292,26 @@ class Registry(Kernel[K, V]):
         Synchronous closers have run when it returns. Asynchronous ones run on their loops; where there is none to run
         on, they wait for `drain`, and a warning says so. The dict itself goes on working, within its bounds.
 
-        With a *store* everything is saved, and what this has opened is closed; to use the registry afterwards is an
-        error, since nobody would save what is put in.
+        With a *store* everything that was changed before is saved, and the store is closed if the registry has opened
+        it. From the beginning of the call, each use of the registry and each change of its lists raises `StoreError`,
+        in every thread. A lease that has not ended yet raises at its end if its value was changed after the save.
 
         Raises:
             StoreUnavailable: not everything could be saved. It stays pending for as long as the process lives.
             NotStorable, VersionConflict, StoreError: an entry could not be saved, and everything else was.
         """
         keeper, unsaved = self._keeper, None
+        gone: list[Gone] = []
         try:
             if keeper is not None:  # before the hooks are told and the values released, as with an eviction
-                unsaved = keeper.settle_all()
-                keeper.close()
+                unsaved = keeper.close(gone)
         finally:
-            self._closed_down()
+            self._closed_down(gone)
         if unsaved is not None:
             raise unsaved
 
-    def _closed_down(self) -> None:
+    def _closed_down(self, gone: list[Gone]) -> None:
+        self._tell(gone)
         self._empty(Cause.CLOSED)
         waiting = 0 if self._releases is None else len(self._releases._waiting)
         if waiting:
@@ -2307,11 +2326,12 @@ class Registry(Kernel[K, V]):
     async def aclose(self) -> None:
         """`close`, and wait for every asynchronous release."""
         keeper, unsaved = self._keeper, None
+        gone: list[Gone] = []
         try:
             if keeper is not None:
-                unsaved = keeper.settle_all()
-                await keeper.aclose()
+                unsaved = await keeper.aclose(gone)
         finally:
+            self._tell(gone)
             self._empty(Cause.CLOSED)
             await self.drain()
         if unsaved is not None:

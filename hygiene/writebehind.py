@@ -1339,19 +1339,26 @@ class WriteBehind:
             VersionConflict, StoreError: everything else is saved, and an entry is rejected; see `discard`.
             StoreError: nothing is pending, and the file of a `SQLiteStore` was deleted, moved, replaced or truncated.
         """
+        if not self._flush(timeout):
+            self._check_file()
+
+    def _flush(self, timeout: Duration | None) -> bool:
+        """As `flush`; says whether there was anything to save, which then was checked to be where it should."""
         limit = None if timeout is None else seconds(timeout, "timeout")
         waiter = self._waiter_for(_ALL, patient=limit is not None)
         self._wait(waiter, limit)
-        if waiter is None:
-            self._check_file()
+        return waiter is not None
 
     async def aflush(self, timeout: Duration | None = None) -> None:
         """As `flush`; for an event loop, which goes on meanwhile. If it is cancelled, the saving goes on."""
+        if not await self._aflush(timeout):
+            self._check_file()
+
+    async def _aflush(self, timeout: Duration | None) -> bool:
         limit = None if timeout is None else seconds(timeout, "timeout")
         waiter = self._waiter_for(_ALL, patient=limit is not None)
         await self._await(waiter, limit)
-        if waiter is None:
-            self._check_file()
+        return waiter is not None
 
     def _check_file(self) -> None:
         """Raise if what was saved before is no longer where the store was opened: a file that was deleted, say."""
