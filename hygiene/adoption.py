@@ -26,7 +26,7 @@ from hygiene.kernel import STATE
 from hygiene.limits import LIVE, Limits
 from hygiene.registry import PASSED_ON, Registry, Timed, make
 
-__all__ = ["adopt", "fill", "like", "retire"]
+__all__ = ["adopt", "fill", "give_back", "like", "retire"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -57,7 +57,11 @@ def adopt(
     """
     registry: Registry[K, V] = like(source, limits, owner, name, Registry)
     registry._begin_keeping()
-    filled: Registry[K, V] = fill(registry, source)
+    try:
+        filled: Registry[K, V] = fill(registry, source)
+    except BaseException:
+        give_back(registry)
+        raise
     return filled
 
 
@@ -81,6 +85,15 @@ def fill(registry: Any, source: dict[Any, Any]) -> Any:
     for key, value in source._walk_items() if isinstance(source, Registry) else list(dict.items(source)):
         registry[key] = value
     return registry
+
+
+def give_back(registry: Registry[Any, Any], earlier: Registry[Any, Any] | None = None) -> None:
+    """The attribute was not assigned after all: the registry that had its store before keeps it again."""
+    if registry._keeper is not None:
+        registry._keeper.hand_back()
+    elif earlier is not None and earlier._sizes is not None:
+        for key, value in list(dict.items(earlier)):  # to be weighed again
+            earlier._put(key, value)
 
 
 def retire(registry: Registry[Any, Any]) -> None:

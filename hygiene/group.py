@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from hygiene.adoption import fill, like
+from hygiene.adoption import fill, give_back, like
 from hygiene.errors import HOOK_ERRORS
 from hygiene.events import Cause, Entry, RegistryStats
 from hygiene.keeping import Loading
@@ -62,9 +62,17 @@ class Group:
         if self._limits.name is not None:
             registry._name = f"{self._limits.name}.{column}"
         registry._join(self, self._derive[column])
+        earlier = self.rows._columns.get(column, _no_column)()
         self.rows._replace_column(column, registry)
-        registry._begin_keeping()
-        fill(registry, source)
+        try:
+            registry._begin_keeping()
+            fill(registry, source)
+        except BaseException:
+            if earlier is not None:
+                earlier._sizes, earlier._lent = (None, None) if self.rows._sizes is None else ({}, {})
+                self.rows._replace_column(column, earlier)
+            give_back(registry, earlier)
+            raise
         return registry
 
     @property
@@ -89,6 +97,10 @@ class Group:
             for column in rows._present():
                 column._limits = column._limits.changed(name, getattr(limits, name))
         rows._set_limit(name, value)
+
+
+def _no_column() -> None:
+    return None
 
 
 class _ColumnReference(weakref.ref["_Column"]):

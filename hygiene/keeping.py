@@ -218,6 +218,7 @@ class Keeper:
     def __init__(self, registry: Registry[Any, Any], store: Any, space: str) -> None:
         self._registry = weakref.ref(registry)
         self._opened: _Opened | None = None
+        self._predecessor: Callable[[], Registry[Any, Any] | None] = _nobody  # whose attribute was assigned anew
         self._mine = not isinstance(store, WriteBehind)
         if isinstance(store, WriteBehind):
             self.store = store._store
@@ -257,6 +258,7 @@ class Keeper:
         self._heir: tuple[_Heir, Any] | None = None  # in a forked child, and its place in the shutdown
         self.closed = False  # or about to be: each use is refused
         self._finished = False  # and nothing is saved any more
+        self._gives_way = False  # to another one, which goes on with the writer
         self._stopping = threading.RLock()  # while it is stopped, or finished
         self._last: list[tuple[Any, Any]] = []  # entries that it had when it was stopped
         self._ends: dict[Any, float | None] = {}  # when they are over
@@ -282,12 +284,13 @@ class Keeper:
             other = _keepers.get(place)
             if other is not None and other.closed:
                 other._finish()  # another thread, or a task of this one, is closing it, and its writer with it
-                closing = other._mine
+                closing = other._mine and not other._gives_way
             previous = None if other is None or other.closed else other._registry()
             if previous is None or other is None:
                 break
             if registry.owner is not None and previous.owner is registry.owner:
                 other.hand_over()  # the attribute is being assigned anew
+                self._predecessor = weakref.ref(previous)
                 break
             if attempt == _ATTEMPTS - 1:
                 raise StoreError(
@@ -1078,13 +1081,38 @@ class Keeper:
             self._overtake(registry, leased, "replaced by another one in its attribute")
         if (error := self.settle_all()) is not None:
             raise error  # at the assignment: nobody else would hear of it, and the attribute stays as it is
+        self._step_aside()
+        self._give_back()
+
+    def hand_back(self) -> None:
+        """
+        The assignment that this was made for has failed: the registry that had the space before keeps it again.
+
+        Its entries in memory are saved anew, over what the assignment has put in their places.
+        """
+        self._step_aside()
+        previous = self._predecessor()
+        try:
+            if previous is None or previous._keeper is not None:
+                return
+            previous._begin_keeping()
+            previous._overtaken = None
+            for key, value in list(dict.items(previous)):
+                try:
+                    previous._put(key, value)
+                except HygieneError as error:  # as after any change that cannot be saved
+                    previous._drop_stale(key, StoreError(str(error)))
+        finally:
+            self._give_back()
+
+    def _step_aside(self) -> None:
+        self._gives_way = True
         if isinstance(self.tenures, FileTenures):
             self.tenures.drop_kept()  # or the next one would wait for them
         self._let_go()
         self._abandon.detach()
         if (registry := self._registry()) is not None:
             registry._keeper = None
-        self._give_back()
 
     def _let_go(self) -> None:
         """Leave the registry what it has, which is nobody's business any more."""
@@ -1234,6 +1262,10 @@ def _leases_files(store: Any) -> bool:
         return False
     parameters = inspect.signature(store.save).parameters.values()
     return any(parameter.name == "fence" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _nobody() -> None:
+    return None
 
 
 class Overtaken:

@@ -549,3 +549,63 @@ def test_daemon_threads_that_write_until_the_end_lose_nothing(how: str, path: Pa
         accepted = list(map(int, path.with_name(f"{path.name}.{key}").read_text().split()))
         assert accepted
         assert not {*accepted} - {*found[key]}
+
+
+@pytest.mark.parametrize("names", [("chats",), ("chats", "notes")])
+def test_an_assignment_that_fails_leaves_the_attribute_and_its_store_as_they_were(
+    names: tuple[str, ...], path: Path
+) -> None:
+    """What is written to it afterwards is saved, as before."""
+
+    @bounded_registry(*names, maxsize=5, max_bytes="1MiB", store=f"sqlite:{path}", name="bot")
+    class Bot:
+        def __init__(self) -> None:
+            self.chats: Any = {}
+            self.notes: Any = {}
+
+    bot = Bot()
+    chats = bot.chats
+    chats["ann"], chats["bob"] = ["one"], {"v": 1}
+    log = chats["ann"]
+    for bad in ({"ann": ["new"], "x": object()}, {"x": object()}, {"new": 1, "x": {1, 2}}):
+        with pytest.raises(TypeError):
+            bot.chats = bad
+
+        assert bot.chats is chats
+        assert chats["ann"] is log
+    log.append("two")
+    chats["bob"]["v"] = 2
+    chats["eve"] = 3
+    for number in range(10):
+        chats[f"more {number}"] = number
+
+    assert 5 == len(chats)
+    chats.close()
+    with open_store(f"sqlite:{path}") as store:
+        found = dict(store.items("bot" if names == ("chats",) else "bot.chats"))
+    assert [["one", "two"], {"v": 2}, 3] == [found["ann"], found["bob"], found["eve"]]
+    if bot.notes:
+        bot.notes.close()
+
+
+def test_an_assignment_to_an_attribute_that_is_only_read_changes_nothing(path: Path) -> None:
+    """It is refused, and the attribute goes on reading."""
+    with Registry({"colour": "red", "log": ["one"]}, store=f"sqlite:{path}", name="settings"):
+        pass
+    with SQLiteStore(path, read_only=True) as store:
+
+        @bounded_registry("settings", maxsize=5, store=store, name="settings")
+        class Bot:
+            def __init__(self) -> None:
+                self.settings: Any = {}
+
+        bot = Bot()
+        log = bot.settings["log"]
+        with pytest.raises(StoreError, match="read_only"):
+            bot.settings = {"colour": "blue"}
+
+        assert "red" == bot.settings["colour"]
+        for change in (lambda: log.append("late"), lambda: bot.settings["log"].append("late")):
+            with pytest.raises(StoreError, match="read_only"):
+                change()
+        bot.settings.close()
