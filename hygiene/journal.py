@@ -93,7 +93,8 @@ class Journal:
             `Head.spans`. If they are not as many as the list has items, the whole list is told with the next change, or
             by `check`.
         encoded: The items, with their encodings, if somebody may still hold them.
-        expire_at: When the entry is over, in seconds since 1970, asked with each change; ``None``: never.
+        expire_at: When the entry is over, in seconds since 1970, asked with each change; ``None``: never. If it raises,
+            nothing is changed.
         dead: If it returns true, the entry is nobody's any more, and this goes silent for ever (as after `close`).
             Called under the locks of list and writer: it must not wait for anything.
     """
@@ -237,10 +238,11 @@ class Journal:
                 or (self._dead is not None and self._dead())
             ):
                 return False
+            expire_at = self._expire_at()  # first: it may refuse
             entry.parts[-1].items.append(data)
             entry.next = self._next = following + 1
             entry.count += 1
-            entry.expire_at = self._expire_at()
+            entry.expire_at = expire_at
             entry.changes += 1
             self._count += 1
             fresh = self._fresh

@@ -793,7 +793,13 @@ class Keeper:
     def _end_of(self, key: Any, *, anew: bool = False) -> float | None:
         """When *key* is over by the clock on the wall, in seconds since 1970."""
         registry = self._registry()
-        if registry is None or registry._limits.ttl is None:
+        if registry is None:
+            # Another registry may have the space by now, with another list under this key.
+            raise StoreError(
+                f"Cannot change {_shown(key)} of registry {self.space!r}: the registry was collected, and nothing would "
+                f"save the change. Keep the registry for as long as its values are in use"
+            )
+        if registry._limits.ttl is None:
             return None
         if key in self._ends and not anew:
             return self._ends[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import gc
 import subprocess
 import sys
 import textwrap
@@ -609,3 +610,22 @@ def test_an_assignment_to_an_attribute_that_is_only_read_changes_nothing(path: P
             with pytest.raises(StoreError, match="read_only"):
                 change()
         bot.settings.close()
+
+
+def test_a_list_whose_registry_was_collected_refuses_each_change(store: Gated) -> None:
+    """What was appended before is saved; a later change would be saved over what the next registry has."""
+    chats: Registry[str, Any] = Registry(maxsize=10, store=store, name="chats")
+    log = chats["log"] = History(["one"])
+    log.append("two")
+    del chats
+    gc.collect()
+    again: Registry[str, Any] = Registry(maxsize=10, store=store, name="chats")
+    again["log"].append("three")
+    for change in (lambda: log.append("late"), lambda: log.extend(["late"]), lambda: log.pop(), log.clear):
+        with pytest.raises(StoreError):
+            change()
+
+    assert ["one", "two"] == log
+    assert ["one", "two", "three"] == again["log"]
+    again.close()
+    assert {"log": ["one", "two", "three"]} == dict(store.items("chats"))
