@@ -796,8 +796,8 @@ class Keeper:
         if registry is None:
             # Another registry may have the space by now, with another list under this key.
             raise StoreError(
-                f"Cannot change {_shown(key)} of registry {self.space!r}: the registry was collected, and nothing would "
-                f"save the change. Keep the registry for as long as its values are in use"
+                f"Cannot change {_shown(key)} of registry {self.space!r}: the registry was collected, and nothing "
+                f"would save the change. Keep the registry for as long as its values are in use"
             )
         if registry._limits.ttl is None:
             return None

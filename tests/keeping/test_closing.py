@@ -621,7 +621,7 @@ def test_a_list_whose_registry_was_collected_refuses_each_change(store: Gated) -
     gc.collect()
     again: Registry[str, Any] = Registry(maxsize=10, store=store, name="chats")
     again["log"].append("three")
-    for change in (lambda: log.append("late"), lambda: log.extend(["late"]), lambda: log.pop(), log.clear):
+    for change in (lambda: log.append("late"), lambda: log.extend(["late"]), log.pop, log.clear):
         with pytest.raises(StoreError):
             change()
 
