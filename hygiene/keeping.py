@@ -1086,6 +1086,8 @@ class Keeper:
                 leased = [(key, value) for key, value in dict.items(registry) if registry._is_leased(key)]
             self._overtake(registry, leased, "replaced by another one in its attribute")
         if (error := self.settle_all()) is not None:
+            if registry is not None:
+                registry._overtaken = None
             raise error  # at the assignment: nobody else would hear of it, and the attribute stays as it is
         self._step_aside()
         self._give_back()

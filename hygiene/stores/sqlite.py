@@ -1579,7 +1579,8 @@ class SQLiteStore(_OpenStore):
         if not self._checked or (self._writer is None and (self._clean or self._child)):
             return
         stamp = time.time_ns() // 1000 * 1000  # some file systems store microseconds
-        with contextlib.suppress(OSError, sqlite3.Error):
+        with contextlib.suppress(OSError, sqlite3.Error, StoreError):
+            self._check_files("close")
             mark = _mark(Path(self.path).stat().st_ino, stamp)
             writer = self._writer = self._writer or self._connect()
             if self._clean and writer.execute(_READ_MARK).fetchone() == (self._mark,):
