@@ -766,17 +766,15 @@ class Keeper:
         try:
             data = self._encode(value, key)
         except NotStorable as error:
-            if (explained := self._explain_column(error)) is not None:
-                raise explained from None
-            raise
+            raise self.explain(error) from None
         if registry is None or (not always and hash(data) == self._hashes.get(key)):
             return
         if self._finished:
             raise self._refuse_change(key)
         if self.read_only:  # what is in memory can never be saved, and the next look-up gets what is stored
-            error = self._only_looking(_shown(key))
-            registry._drop_stale(key, error)
-            raise error
+            refusal = self._only_looking(_shown(key))
+            registry._drop_stale(key, refusal)
+            raise refusal
         critical = self.writer._critical
         prepared = _Prepared(data, None, critical=critical is not None and bool(critical(key, value)))
         try:
