@@ -1318,7 +1318,9 @@ class Registry(Kernel[K, V]):
         """An exception came while *key* was taken out: record it if it is out, and forget all else of it."""
         if _look(self, key, MISSING) is not value and (not gone or gone[-1][2] is not value):
             if self._keeper is not None:
-                self._keeper.left(key, value, cause, adrift=self._in_tail(key, MISSING) is value)
+                kept = None if self._tail is None else self._tail.data.get(key)
+                adrift = kept if kept is not None and kept() is value else None
+                self._keeper.left(key, value, cause, adrift=adrift)
             self._record((self, key, value, cause, None, None, self._loops.get(key)), gone)
         self._repair()
 
