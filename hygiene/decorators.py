@@ -40,8 +40,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast, is_ty
 from hygiene.adoption import adopt, retire
 from hygiene.group import Group
 from hygiene.history import History, history_type
-from hygiene.limits import Limits
-from hygiene.names import did_you_mean
+from hygiene.limits import KEYWORDS, Limits
+from hygiene.names import did_you_mean, refuse_unknown
 from hygiene.registry import Registry, converted
 
 if sys.version_info >= (3, 14):
@@ -136,10 +136,30 @@ def bounded_registry(
         attributes: Names of attributes that hold dicts, of instances or of the class.
         maxsize: Upper bound on entries. 1,024 unless this or another decorator on the attribute says otherwise;
             ``None`` for no bound on the number.
-        **limits: Every other keyword of `Registry`, and two more. *key*: for a column whose keys are not the shared
-            ones, a function that derives the shared key: ``key={"blobs": lambda k: k[0]}``. *depth*: ``1`` bounds the
-            dicts one level below, ``tasks[owner][task_id]``, each in its own right. A decorator without *depth*,
-            stacked above or below it, bounds the outer dict.
+        max_bytes: Upper bound on the estimated bytes of the values: a number, or text such as ``"64MiB"``.
+        getsizeof: Measures a value in bytes. The default estimates Python objects.
+        ttl: How long an entry lives after it was last written: seconds, a ``timedelta``, or text such as ``"2h"``.
+        idle: How long an entry lives after it was last used.
+        policy: Which entry leaves first: ``"lru"`` (the default), ``"fifo"``, ``"lfu"``, ``"importance"``, ``"none"``,
+            or a ``cachetools.Cache`` subclass.
+        importance: For ``policy="importance"``: takes an `Entry`, returns a number. The lowest leaves first.
+        busy: Whether an entry is in use, so that it neither evicts nor expires: a callable that takes an `Entry`, the
+            name of an attribute or method of the value, or `referenced`.
+        on_evict: Receives each `Removal`: a callable, or the name of a method of the owner.
+        close: Closes a value that the registry drops by its own decision: a callable, a method's name, or ``"auto"``.
+        overflow: If everything is in use: ``"grow"`` (the default) exceeds the bound, ``"raise"`` raises
+            `RegistryFull`.
+        revive: Whether an evicted value that the program still holds is found again. On by default.
+        store: Where entries are saved that are not in memory: an address such as ``"sqlite:chats.db"``, a `Store`, or a
+            `WriteBehind`.
+        values: Converts each value that is put in.
+        default_factory: As in ``defaultdict``. A ``defaultdict`` in the attribute keeps its own.
+        name: Name used in logs, reports and metrics, and the space in the store.
+        timer: Returns monotonic seconds. Tests pass a `hygiene.testing.ManualClock`.
+        key: For linked attributes whose keys are not the shared ones, a function that derives the shared key:
+            ``key={"blobs": lambda k: k[0]}``.
+        depth: ``1`` bounds the dicts one level below, ``tasks[owner][task_id]``, each in its own right. A decorator
+            without *depth*, stacked above or below it, bounds the outer dict.
 
     Raises:
         AttributeError: at decoration, the class never mentions an attribute of this name.
@@ -167,7 +187,29 @@ def ttl_registry(
         attributes: Names of attributes that hold dicts, of instances or of the class.
         ttl: How long an entry lives after it was last written: seconds, a ``timedelta``, or text such as ``"2h"``.
         idle: How long an entry lives after it was last used.
-        **limits: Every other keyword of `Registry`, and *key* and *depth* as in `bounded_registry`.
+        maxsize: Upper bound on entries. ``None``, the default: no bound on the number.
+        max_bytes: Upper bound on the estimated bytes of the values: a number, or text such as ``"64MiB"``.
+        getsizeof: Measures a value in bytes. The default estimates Python objects.
+        policy: Which entry leaves first: ``"lru"`` (the default), ``"fifo"``, ``"lfu"``, ``"importance"``, ``"none"``,
+            or a ``cachetools.Cache`` subclass.
+        importance: For ``policy="importance"``: takes an `Entry`, returns a number. The lowest leaves first.
+        busy: Whether an entry is in use, so that it neither evicts nor expires: a callable that takes an `Entry`, the
+            name of an attribute or method of the value, or `referenced`.
+        on_evict: Receives each `Removal`: a callable, or the name of a method of the owner.
+        close: Closes a value that the registry drops by its own decision: a callable, a method's name, or ``"auto"``.
+        overflow: If everything is in use: ``"grow"`` (the default) exceeds the bound, ``"raise"`` raises
+            `RegistryFull`.
+        revive: Whether an evicted value that the program still holds is found again. On by default.
+        store: Where entries are saved that are not in memory: an address such as ``"sqlite:chats.db"``, a `Store`, or a
+            `WriteBehind`.
+        values: Converts each value that is put in.
+        default_factory: As in ``defaultdict``. A ``defaultdict`` in the attribute keeps its own.
+        name: Name used in logs, reports and metrics, and the space in the store.
+        timer: Returns monotonic seconds. Tests pass a `hygiene.testing.ManualClock`.
+        key: For linked attributes whose keys are not the shared ones, a function that derives the shared key:
+            ``key={"blobs": lambda k: k[0]}``.
+        depth: ``1`` bounds the dicts one level below, ``tasks[owner][task_id]``, each in its own right. A decorator
+            without *depth*, stacked above or below it, bounds the outer dict.
 
     Raises:
         AttributeError: at decoration, the class never mentions an attribute of this name.
@@ -220,12 +262,21 @@ def bounded_history(*attributes: str, **limits: Unpack[_HistoryOptions]) -> Call
     Bound the list in each of *attributes*: a class decorator that returns the same class.
 
     From now on every list assigned to the attribute is a `History` with these limits, which trims itself in place. Each
-    attribute is bounded by itself. A deque is left alone: it has a ``maxlen`` of its own.
+    attribute is bounded by itself. A deque is left alone: it has a ``maxlen`` of its own. At least one of *maxlen*,
+    *max_tokens* and *max_bytes* is needed.
 
     Args:
         attributes: Names of attributes that hold lists, of instances or of the class.
-        **limits: The keywords of `History`; at least one of *maxlen*, *max_tokens* and *max_bytes*. And *depth*: ``1``
-            bounds the lists in a dict, ``chats[user]``, each in its own right.
+        maxlen: Upper bound on the number of items.
+        max_tokens: Upper bound on the tokens of the items together.
+        count_tokens: Counts the tokens of an item. The default estimates four characters a token.
+        max_bytes: Upper bound on the estimated bytes of the items: a number, or text such as ``"64KiB"``.
+        getsizeof: Measures an item in bytes. The default estimates Python objects.
+        keep_first: Number of items at the beginning that stay, such as a system prompt. 0 by default.
+        on_trim: Receives the list of items that were trimmed.
+        summarize: Receives the items that were trimmed, and returns an item that stands for them.
+        compact: Whether older items are kept in compressed form. Off by default.
+        depth: ``1`` bounds the lists in a dict, ``chats[user]``, each in its own right.
 
     Raises:
         AttributeError: at decoration, the class never mentions an attribute of this name.
@@ -302,6 +353,7 @@ class Plan:
     @classmethod
     def of_registry(cls, by: str, attributes: tuple[str, ...], keywords: dict[str, Any]) -> Plan:
         names = checked_names(by, attributes)
+        refuse_unknown(by, keywords, KEYWORDS | {"key", "depth"})
         keys, depth = keywords.pop("key", None) or {}, _depth(by, keywords)
         by_default = keywords.get("maxsize") is _DEFAULT_MAXSIZE
         if by_default:
@@ -327,6 +379,7 @@ class Plan:
     @classmethod
     def of_history(cls, by: str, attributes: tuple[str, ...], keywords: dict[str, Any]) -> Plan:
         names = checked_names(by, attributes)
+        refuse_unknown(by, keywords, _HistoryOptions.__annotations__)
         depth = _depth(by, keywords)
         if all(keywords.get(limit) is None for limit in ("maxlen", "max_tokens", "max_bytes")):
             raise ValueError(f"{by} needs a limit: give at least one of maxlen, max_tokens, max_bytes")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import wrapt
 
 from hygiene.decorators import Plan, Source, Table, can_change, check_attribute, find
-from hygiene.names import did_you_mean
+from hygiene.names import did_you_mean, refuse_unknown
 from hygiene.registry import referenced
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hygiene.units import Duration, Size
     from hygiene.writebehind import WriteBehind
 
-__all__ = ["Guard", "guard", "load_guards"]
+__all__ = ["EXAMPLE", "Guard", "guard", "load_guards"]
 
 
 class _Options(TypedDict, total=False):
@@ -142,8 +142,39 @@ def guard(target: object, *attributes: str, **limits: Unpack[_Options]) -> Guard
             these it names, now or as soon as the module is imported. ``"__main__:Class"`` waits for the class of the
             program that runs.
         attributes: Names of attributes that hold dicts; or lists, if *limits* are those of a `History`.
-        **limits: The keywords of `bounded_registry` or of `bounded_history`. At most 1,024 entries, if no *maxsize*,
-            *max_bytes*, *ttl* or *idle* is given.
+        maxsize: Upper bound on entries. 1,024 unless *maxsize*, *max_bytes*, *ttl* or *idle* is given; ``None``: no
+            bound.
+        max_bytes: Upper bound on the estimated bytes of the values: a number, or text such as ``"64MiB"``.
+        getsizeof: Measures a value in bytes. The default estimates Python objects.
+        ttl: How long an entry lives after it was last written: seconds, a ``timedelta``, or text such as ``"2h"``.
+        idle: How long an entry lives after it was last used.
+        policy: Which entry leaves first: ``"lru"`` (the default), ``"fifo"``, ``"lfu"``, ``"importance"``, ``"none"``,
+            or a ``cachetools.Cache`` subclass.
+        importance: For ``policy="importance"``: takes an `Entry`, returns a number. The lowest leaves first.
+        busy: Whether an entry is in use, so that it neither evicts nor expires: a callable that takes an `Entry`, the
+            name of an attribute or method of the value, or `referenced`.
+        on_evict: Receives each `Removal`: a callable, or the name of a method of the owner.
+        close: Closes a value that the registry drops by its own decision: a callable, a method's name, or ``"auto"``.
+        overflow: If everything is in use: ``"grow"`` (the default) exceeds the bound, ``"raise"`` raises
+            `RegistryFull`.
+        revive: Whether an evicted value that the program still holds is found again. On by default.
+        store: Where entries are saved that are not in memory: an address such as ``"sqlite:chats.db"``, a `Store`, or a
+            `WriteBehind`.
+        values: Converts each value that is put in.
+        default_factory: As in ``defaultdict``. A ``defaultdict`` in the attribute keeps its own.
+        name: Name used in logs, reports and metrics, and the space in the store.
+        timer: Returns monotonic seconds. Tests pass a `hygiene.testing.ManualClock`.
+        key: For linked attributes whose keys are not the shared ones, a function that derives the shared key:
+            ``key={"blobs": lambda k: k[0]}``.
+        depth: ``1`` bounds the dicts one level below, ``tasks[owner][task_id]``, each in its own right. A decorator
+            without *depth*, stacked above or below it, bounds the outer dict.
+        maxlen: Upper bound on the number of items.
+        max_tokens: Upper bound on the tokens of the items together.
+        count_tokens: Counts the tokens of an item. The default estimates four characters a token.
+        keep_first: Number of items at the beginning that stay, such as a system prompt. 0 by default.
+        on_trim: Receives the list of items that were trimmed.
+        summarize: Receives the items that were trimmed, and returns an item that stands for them.
+        compact: Whether older items are kept in compressed form. Off by default.
 
     Returns:
         A `Guard`, which says whether the target has been found.
@@ -160,6 +191,7 @@ def guard(target: object, *attributes: str, **limits: Unpack[_Options]) -> Guard
 
 
 def _plan(attributes: tuple[str, ...], limits: dict[str, Any]) -> Plan:
+    refuse_unknown("guard", limits, _Options.__annotations__)
     asks_lists = sorted(_OF_HISTORIES & limits.keys())
     asks_dicts = sorted(_OF_REGISTRIES & limits.keys())
     if asks_lists and asks_dicts:
@@ -359,7 +391,8 @@ def load_guards(path: str | os.PathLike[str] = "hygiene.toml") -> list[Guard]:
     tables = content.get("guard")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ValueError(
-            f"{file} needs tables that begin with [[guard]]; found {', '.join(map(repr, content)) or 'none'}"
+            f"{file} needs tables that begin with [[guard]]; found {', '.join(map(repr, content)) or 'none'}. "
+            f"For example:{EXAMPLE}"
         )
     if strangers := sorted(content.keys() - {"guard"}):
         raise ValueError(
@@ -375,8 +408,19 @@ def load_guards(path: str | os.PathLike[str] = "hygiene.toml") -> list[Guard]:
     return guards
 
 
+EXAMPLE = """
+
+[[guard]]
+target = "package.module:Class"
+attribute = "sessions"
+maxsize = 1000
+"""
+
+
 def _read(table: dict[str, Any], where: str) -> Guard:
     limits = dict(table)
+    for key in limits:
+        _refuse_unknown_key(key, where)
     target, names = limits.pop("target", None), limits.pop("attributes", None)
     if "attribute" in limits:
         if names is not None:
@@ -400,11 +444,14 @@ class _Wrong(ValueError):
     """Says already which table is wrong."""
 
 
+def _refuse_unknown_key(key: str, where: str) -> None:
+    known = [*_Options.__annotations__, "target", "attribute", "attributes"]
+    if key not in known:
+        raise _Wrong(f"{where}: unknown key {key!r}{did_you_mean(key, known)}")
+
+
 def _limit(key: str, value: Any, where: str) -> Any:
     """What a limit's text in the file stands for."""
-    if key not in _Options.__annotations__:
-        known = [*_Options.__annotations__, "target", "attribute", "attributes"]
-        raise _Wrong(f"{where}: unknown key {key!r}{did_you_mean(key, known)}")
     if key == "key":
         if not isinstance(value, dict):
             raise _Wrong(f'{where}: key must be a table, as key.blobs = "package.module:function"; found {value!r}')

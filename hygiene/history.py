@@ -61,6 +61,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self, SupportsIndex, Typ
 
 from hygiene.janitor import survive_fork
 from hygiene.logs import logger
+from hygiene.names import suggests
 from hygiene.sizing import sizeof
 from hygiene.units import Size, nbytes
 
@@ -465,6 +466,7 @@ class History(list[T]):
         getsizeof: Callable[[T], float] | None = None,
         compact: bool = False,
     ) -> None: ...
+    @suggests
     def __init__(
         self,
         source: Iterable[T] = (),

@@ -14,7 +14,7 @@ from hygiene.closing import Closer, check_closer
 from hygiene.events import Entry
 from hygiene.units import nbytes, seconds
 
-__all__ = ["LIVE", "Busy", "Limits", "Overflow", "Policy"]
+__all__ = ["KEYWORDS", "LIVE", "Busy", "Limits", "Overflow", "Policy"]
 
 Policy = Literal["lru", "fifo", "lfu", "importance", "none"] | type[cachetools.Cache[Any, Any]]
 Overflow = Literal["grow", "raise"]
@@ -57,9 +57,9 @@ class Limits:
     @classmethod
     def of(cls, **keywords: Any) -> Limits:
         """The limits that these keywords of `Registry` ask for."""
-        unknown = sorted(keywords.keys() - _KEYWORDS)
+        unknown = sorted(keywords.keys() - KEYWORDS)
         if unknown:
-            raise TypeError(f"unknown limit {unknown[0]!r}; a registry takes {', '.join(sorted(_KEYWORDS))}")
+            raise TypeError(f"unknown limit {unknown[0]!r}; a registry takes {', '.join(sorted(KEYWORDS))}")
         chosen = dict(keywords)
         maxsize: object = chosen.get("maxsize")
         if maxsize is not None:
@@ -148,4 +148,5 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and value.isidentifier()
 
 
-_KEYWORDS = frozenset(field.name for field in dataclasses.fields(Limits)) - {"given"}
+KEYWORDS = frozenset(field.name for field in dataclasses.fields(Limits)) - {"given"}
+"""The names of all limits."""

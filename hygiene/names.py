@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar, cast
 
-__all__ = ["closest", "did_you_mean", "suggestion"]
+__all__ = ["closest", "did_you_mean", "keywords_of", "refuse_unknown", "suggestion", "suggests"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Names of one idea in this library and in others. Each class has one of them, and a user may try any.
 _SYNONYMS = [
@@ -24,6 +29,8 @@ close closer destroy cleanup
 timer clock
 interval every period
 getsizeof sizeof get_size
+target module class object path cls
+attribute attributes name names attr attrs
 """.strip().splitlines()
 ]
 
@@ -51,3 +58,42 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     """A sentence that begins with a blank: the name that looks most like *name*, if any."""
     near = closest(name, names, 1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def suggests(function: F) -> F:
+    """
+    Let a call of *function* with an unknown keyword say which one may be meant.
+
+    The right call pays for one more frame; the signature and the docstring stay as they are.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Any, **keywords: Any) -> Any:
+        try:
+            return function(*args, **keywords)
+        except TypeError as error:
+            trace = error.__traceback__
+            if trace is not None and trace.tb_next is None:  # raised by the call itself, not inside
+                refuse_unknown(function.__qualname__.removesuffix(".__init__"), keywords, keywords_of(function))
+            raise
+
+    return cast("F", called)
+
+
+def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names that *function* takes as keywords."""
+    code = inspect.unwrap(function).__code__
+    names: tuple[str, ...] = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return names[code.co_posonlyargcount :] if names[:1] != ("self",) else names[max(1, code.co_posonlyargcount) :]
+
+
+def refuse_unknown(by: str, keywords: Iterable[str], known: Collection[str]) -> None:
+    """
+    Refuse keywords that are not among those that are *known*.
+
+    Raises:
+        TypeError: names the first of them, and the one that may be meant.
+    """
+    for name in keywords:
+        if name not in known:
+            raise TypeError(f"{by}() got an unexpected keyword argument {name!r}.{suggestion(name, known)}") from None

@@ -30,6 +30,7 @@ from hygiene.events import PoolStats
 from hygiene.janitor import aside, janitor, leave_alone, survive_fork
 from hygiene.leasing import VACANT, Leasing, Slot, Tally, Ticket
 from hygiene.logs import logger
+from hygiene.names import keywords_of, refuse_unknown, suggests
 from hygiene.units import Duration, seconds
 
 __all__ = ["AsyncPool", "AsyncPoolLease", "Holder", "Pool", "PoolLease", "managed_pool"]
@@ -667,6 +668,7 @@ class Pool(_Pool[R]):
         ValueError: a number is out of range.
     """
 
+    @suggests
     def __init__(
         self,
         open: Callable[[], R],  # noqa: A002
@@ -998,6 +1000,7 @@ class AsyncPool(_Pool[R]):
         timer: Callable[[], float] = time.monotonic,
     ) -> None: ...  # fmt: skip
 
+    @suggests
     def __init__(
         self,
         open: Callable[[], Any],  # noqa: A002
@@ -1379,6 +1382,7 @@ class managed_pool(Generic[R]):  # noqa: N801, it is used as a function
     @overload
     def __init__(self, open: Callable[[], R], **options: Any) -> None: ...
     def __init__(self, open: Callable[[], Any], **options: Any) -> None:  # noqa: A002
+        refuse_unknown("managed_pool", options, keywords_of(AsyncPool.__init__))  # which takes what a `Pool` does
         self._open = open
         self._options = options
         self._pool: Pool[R] | AsyncPool[R] | None = None

@@ -100,7 +100,7 @@ from hygiene.kernel import (
 )
 from hygiene.limits import LIVE, Busy, Limits, Overflow, Policy
 from hygiene.logs import logger
-from hygiene.names import suggestion
+from hygiene.names import suggestion, suggests
 from hygiene.pins import Flight, Lease
 from hygiene.recency import CachetoolsOrder, FrequencyOrder, ImportanceOrder, Order
 from hygiene.references import own_references
@@ -333,6 +333,7 @@ class Registry(Kernel[K, V]):
         "_strict",
     )
 
+    @suggests
     def __init__(
         self,
         source: Mapping[K, V] | Iterable[tuple[K, V]] = (),

@@ -51,6 +51,7 @@ from hygiene.closing import GRACE, retrieve, running_loop
 from hygiene.errors import NotStorable, OwnershipLost, StoreError, StoreUnavailable, VersionConflict
 from hygiene.janitor import retire, survive_fork
 from hygiene.logs import logger
+from hygiene.names import suggests
 from hygiene.stores.codec import encode_key
 from hygiene.stores.protocol import Change, Delete, Head, Kind, Record, SaveLog, SaveValue, Store
 from hygiene.units import Duration, seconds
@@ -298,6 +299,7 @@ class WriteBehind:
 
     _saves_in_child = True  # an inherited one is closed at the end of a forked child: see `hygiene.cleanup`
 
+    @suggests
     def __init__(
         self,
         store: Store,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from hygiene.cli.logs import InputError
 from hygiene.errors import HygieneError
-from hygiene.guards import Guard, load_guards
+from hygiene.guards import EXAMPLE, Guard, load_guards
 from hygiene.text import printable
 
 if TYPE_CHECKING:
@@ -83,6 +83,11 @@ def main(arguments: Sequence[str]) -> int:
 def _load_guards(config: str) -> list[Guard]:
     try:
         return load_guards(config)
+    except FileNotFoundError as problem:
+        raise InputError(
+            f"cannot read the guards: there is no file {config!r} here. "
+            f"Name another one with --config, or write it. For example:{EXAMPLE}"
+        ) from problem
     except (HygieneError, ValueError, TypeError, AttributeError, ImportError, OSError) as problem:
         raise InputError(f"{problem}. {'. '.join(getattr(problem, '__notes__', []))}".rstrip(" .")) from problem
 

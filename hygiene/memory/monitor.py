@@ -39,6 +39,7 @@ from hygiene.closing import call_within
 from hygiene.janitor import alive, aside, janitor, survive_fork
 from hygiene.logs import logger
 from hygiene.memory.readings import MemoryLimit, Readings, Stall
+from hygiene.names import suggests
 from hygiene.registry import Registry
 from hygiene.sizing import sizeof
 from hygiene.trend import Growth, Trend
@@ -199,6 +200,7 @@ class MemoryMonitor:
         TypeError: an argument is of the wrong kind.
     """
 
+    @suggests
     def __init__(
         self,
         limit: Size | Literal["auto"] = "auto",

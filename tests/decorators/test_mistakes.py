@@ -158,7 +158,11 @@ def test_names_are_names(names, error, expected):
         ({"maxsize": "many"}, TypeError, "maxsize must be a whole number"),
         ({"ttl": -1}, ValueError, "ttl must be positive"),
         ({"idle": "5 parsecs"}, ValueError, "found '5 parsecs'"),
-        ({"max_size": 5}, TypeError, "unknown limit 'max_size'"),
+        (
+            {"max_size": 5},
+            TypeError,
+            r"bounded_registry\(\) got an unexpected keyword argument 'max_size'. Did you mean 'maxsize'",
+        ),
         ({"depth": 2}, ValueError, "depth must be 0 .* or 1"),
         ({"depth": True}, ValueError, "depth must be 0 .* or 1"),
         ({"key": {"other": len}}, ValueError, "key names 'other', which is not among the attributes"),
