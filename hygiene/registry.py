@@ -652,11 +652,11 @@ class Registry(Kernel[K, V]):
             if (self._tail is None or (value := self._revive(key)) is MISSING) and (
                 self._keeper is None or (value := self._keeper.fetch(key)) is MISSING
             ):
-                self._misses += 1
+                _set_misses(self, self._misses + 1)
                 return MISSING
         else:
             self._touch(key)
-        self._hits += 1
+        _set_hits(self, self._hits + 1)
         if self._lent is not None:
             self._lend(key)
         return value
@@ -2990,6 +2990,8 @@ _DROPPED = frozenset({Cause.SIZE, Cause.BYTES, Cause.EXPIRED, Cause.IDLE, Cause.
 _HOOKS = frozenset({"on_evict", "close", "store"})
 _CODE = frozenset({"getsizeof", "importance", "values", "timer", "on_evict", "default_factory", "store"})
 _assign = object.__setattr__
+# Counters that each lookup on the long way sets: past ``__setattr__``, which is Python code.
+_set_hits, _set_misses = Registry.__dict__["_hits"].__set__, Registry.__dict__["_misses"].__set__
 CLOSED: set[type[Any]] = {Registry, Timed}
 """The classes whose instances have no attributes but those of the class."""
 # What a registry sets of itself, all the time.

@@ -188,9 +188,9 @@ class Kernel(OrderedDict[K, V]):
                 move(self, key)
                 return _fetch(self, key)
         except KeyError:
-            self._wasted += 1
+            _set_wasted(self, self._wasted + 1)
         except BaseException:  # an unhashable key, or one whose comparison raised, is no hit
-            self._wasted += 1
+            _set_wasted(self, self._wasted + 1)
             raise
         return self._lookup(key)
 
@@ -207,9 +207,9 @@ class Kernel(OrderedDict[K, V]):
                 move(self, key)
                 return _fetch(self, key)
         except KeyError:
-            self._wasted += 1
+            _set_wasted(self, self._wasted + 1)
         except BaseException:  # an unhashable key, or one whose comparison raised, is no hit
-            self._wasted += 1
+            _set_wasted(self, self._wasted + 1)
             raise
         value = self._find(key)
         return default if value is MISSING else value
@@ -427,6 +427,10 @@ class Kernel(OrderedDict[K, V]):
         self._uses_in_order = True
 
 
+# Past ``__setattr__`` of the registry, which is Python code and would double the price of a miss.
+_set_wasted = Kernel.__dict__["_wasted"].__set__
+
+
 def read_timed(self: Any, key: Any) -> Any:
     """``r[key]`` where entries have times: a comparison of the clock with the next expiry comes first."""
     for _ in self._tally:
@@ -442,9 +446,9 @@ def read_timed(self: Any, key: Any) -> Any:
             except KeyError:
                 pass
             except BaseException:  # as in `Kernel`
-                self._wasted += 1
+                _set_wasted(self, self._wasted + 1)
                 raise
-        self._wasted += 1
+        _set_wasted(self, self._wasted + 1)
         break
     return self._lookup(key)
 
@@ -464,9 +468,9 @@ def get_timed(self: Any, key: Any, default: Any = None, /) -> Any:
             except KeyError:
                 pass
             except BaseException:  # as in `Kernel`
-                self._wasted += 1
+                _set_wasted(self, self._wasted + 1)
                 raise
-        self._wasted += 1
+        _set_wasted(self, self._wasted + 1)
         break
     value = self._find(key)
     return default if value is MISSING else value
