@@ -59,6 +59,7 @@ from itertools import islice
 from opcode import opmap
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, SupportsIndex, TypeVar, overload
 
+from hygiene.errors import HygieneError
 from hygiene.janitor import survive_fork
 from hygiene.logs import logger
 from hygiene.names import suggests
@@ -234,6 +235,9 @@ class _Journal(Protocol):
 
     def trimmed(self, history: list[Any], cut: slice, /) -> None:
         """The window moves on."""
+
+    def doubt(self) -> None:
+        """A change may have been told and not made, or half: the whole list is told with the next change."""
 
     def settle(self, waiter: Any, /) -> None:
         """Wait, without the lock, for what a change has returned, if it is not ``None``."""
@@ -531,9 +535,13 @@ class History(list[T]):
         except Exception:
             return False  # the other way it is raised, unless the journal has just been closed
         with window.lock if window.forks == _forks else window.broom():
-            told = window.journal is journal and self._hygiene is window and journal.added(self, data, item)
-            if told:
-                _append(self, item)
+            try:
+                told = window.journal is journal and self._hygiene is window and journal.added(self, data, item)
+                if told:
+                    _append(self, item)
+            except BaseException as error:
+                self._doubt(window, error)
+                raise
         return told
 
     def extend(self, items: Iterable[T], /) -> None:
@@ -576,13 +584,17 @@ class History(list[T]):
                     prepared = journal.prepare(items)
                 with window.broom():
                     if self._hygiene is window and window.journal is journal:
-                        self._align()
-                        if journal is not None:
-                            waiter = journal.grown(self, prepared)
-                        list.extend(self, items)
-                        for scale, weights in zip(window.scales, weighed, strict=True):
-                            scale.weights += weights
-                            scale.total += sum(weights)
+                        try:
+                            self._align()
+                            if journal is not None:
+                                waiter = journal.grown(self, prepared)
+                            list.extend(self, items)
+                            for scale, weights in zip(window.scales, weighed, strict=True):
+                                scale.weights += weights
+                                scale.total += sum(weights)
+                        except BaseException as error:
+                            self._doubt(window, error)
+                            raise
                         break
                 window, journal = self._hygiene, None  # attached or detached meanwhile
         finally:
@@ -793,7 +805,11 @@ class History(list[T]):
                             lost = list.__getitem__(self, over)
                     if items is not None:
                         new, weighed = [items], [[weights] for weights in weighed]  # type: ignore[list-item]
-                    result, waiter = self._apply(method, *where, new=new, weighed=weighed, prepared=prepared)
+                    try:
+                        result, waiter = self._apply(method, *where, new=new, weighed=weighed, prepared=prepared)
+                    except BaseException as error:
+                        self._doubt(window, error)
+                        raise
                     break
         finally:
             del lost
@@ -917,15 +933,18 @@ class History(list[T]):
                 return []
             self._part(cut.start)
             gone = self._items(cut) if window.telling else list.__getitem__(self, cut)
-            list.__delitem__(self, cut)
+            if window.telling:
+                window.fresh = window.fresh or window.teller != threading.get_ident()
+                window.untold += gone
+            list.__delitem__(self, cut)  # no signal handler runs between these two lines
             for scale in window.scales:
                 scale.total -= sum(scale.weights[cut])
                 del scale.weights[cut]
+        except BaseException as error:
+            self._doubt(window, error)
+            raise
         finally:
             window.sweeping = False
-        if window.telling:
-            window.untold += gone
-            window.fresh = window.fresh or window.teller != threading.get_ident()
         return gone
 
     def _may_leave(self, window: _Window, cut: slice) -> bool:
@@ -952,53 +971,79 @@ class History(list[T]):
         Returns how many items were put back, since there is no summary of them.
         """
         window = self._hygiene
-        if window.plain and len(self) == window.most + 1 and window.lock.acquire(blocking=False):
-            # By far the most frequent case, and a single step: one came, one leaves, nobody is to be told.
+        if window.plain and len(self) == window.most + 1:
+            # By far the most frequent case, and a single step: one came, one leaves, nobody is to be told. Whoever has
+            # the lock of such a history has it for a moment, so it is waited for.
             gone: Any = None
-            try:
+            with window.lock if window.forks == _forks else window.broom():
                 if len(self) > window.most and not window.sweeping:
                     gone = _pop(self, window.limits.keep_first)
-            finally:
-                window.lock.release()
             del gone  # not under the lock: its ``__del__`` is user code
         while len(self) > window.most or window.fresh or window.heavy():
             lock = window.broom()
-            if not lock.acquire(blocking=False):
-                return 0
+            me = threading.get_ident()
+            acquired: list[bool] = []
             gone = []
             told: list[T] | None = None
+            untold: list[list[T]] = []  # what was taken out of the window, and given to nobody yet
             era = 0
             try:
-                if window.sweeping or self._hygiene is not window:  # it has other limits by now
-                    return 0
-                gone = self._trim(window.most)
-                stuck = window.stuck
-                if window.fresh and window.teller is None:
-                    told, window.untold, window.fresh = window.untold, [], False
-                    era, window.teller = window.era, threading.get_ident()
-            finally:
-                lock.release()
-            del gone
-            if told is not None:
                 try:
-                    stayed = self._tell(told, era)
+                    # A signal handler may raise right after a lock was acquired. This says whether it was.
+                    acquired.extend(map(lock.acquire, (False,)))
+                    if not acquired[0]:
+                        return 0
+                    if window.sweeping or self._hygiene is not window:  # it has other limits by now
+                        return 0
+                    gone = self._trim(window.most)
+                    stuck = window.stuck
+                    if window.fresh and window.teller is None:
+                        untold = [window.untold]
+                        told, window.untold, window.fresh = window.untold, [], False
+                        era, window.teller = window.era, me
                 finally:
-                    with window.broom():
-                        window.teller = None
-                if stayed:  # the next change tries again: a summarizer that fails would be called here for ever
-                    return stayed
-            elif stuck or len(self) <= window.most:
-                return 0
+                    if acquired and acquired[0]:
+                        lock.release()
+                gone = []
+                if told is not None:
+                    stayed = self._tell(told, era, untold)
+                    if stayed:  # the next change tries again: a summarizer that fails would be called here for ever
+                        return stayed
+                elif stuck or len(self) <= window.most:
+                    return 0
+            except BaseException:
+                if untold:
+                    window.untold[:0] = untold[0]
+                    window.fresh = True
+                raise
+            finally:
+                if told is not None:
+                    window.teller = None
         return 0
 
-    def _tell(self, dropped: list[T], era: int) -> int:
-        """Pass on the trimmed items. Returns how many were put back."""
+    def _doubt(self, window: _Window, error: BaseException) -> None:
+        """A change may have been cut short: have the log and the weights agree with the items. The lock is held."""
+        if isinstance(error, (HygieneError, IndexError, TypeError, ValueError)):
+            return  # it was refused, before anything had changed
+        if window.journal is not None:
+            window.journal.doubt()
+        for scale in window.scales:
+            scale.weights, scale.total = [], 0
+        self._align()
+
+    def _tell(self, dropped: list[T], era: int, untold: list[list[T]]) -> int:
+        """
+        Pass on the trimmed items. Returns how many were put back.
+
+        *untold* is emptied immediately before a hook is given them.
+        """
         window = self._hygiene
         limits = window.limits
         if limits.summarize is None:
-            self._hand_over(dropped)
+            self._hand_over(dropped, untold)
             return 0
         try:
+            del untold[:]
             with window.broom():
                 earlier = list.__getitem__(self, slice(limits.keep_first, self._head()))
             summary = limits.summarize(earlier + dropped)
@@ -1014,11 +1059,12 @@ class History(list[T]):
                 return 0
         return self._put_back_untold(window, dropped, era)
 
-    def _hand_over(self, dropped: list[T]) -> None:
+    def _hand_over(self, dropped: list[T], untold: list[list[T]]) -> None:
         on_trim = self._hygiene.limits.on_trim
         if on_trim is None:
             return
         try:
+            del untold[:]
             _not_awaitable("on_trim", on_trim(dropped))
         except Exception as error:
             what = "on_trim failed, and what it was handed is gone: %d of the oldest items"
@@ -1057,7 +1103,7 @@ class History(list[T]):
                 first,
                 extra={"event_name": "history.given_up", "of": self},
             )
-            self._hand_over(given_up)
+            self._hand_over(given_up, [])
         return len(stay) if stays else 0
 
     def _excess(self, window: _Window, weighed: list[list[int]], count: int) -> int:

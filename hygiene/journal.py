@@ -332,6 +332,11 @@ class Journal:
         if waiter is not None:
             self._writer._wait(waiter)
 
+    def doubt(self) -> None:
+        """A change may have been told and not made, or half: the next change, or `check`, tells the whole anew."""
+        if not self._closed:
+            self._next = None
+
     # What a keeper asks for.
 
     def begin_anew(self, history: Sequence[Any]) -> None:

@@ -1387,6 +1387,8 @@ class _Outdated:
 
     encode = prepare = grown = spliced = becomes = trimmed = settle = _refuse
 
+    def doubt(self) -> None: ...
+
 
 def outdate(key: Any, value: Any, error: StoreError) -> None:
     """Refuse each further change of *value*, which whoever holds it would make in vain."""

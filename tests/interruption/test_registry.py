@@ -366,7 +366,7 @@ def test_an_interrupted_load_can_be_repeated_by_any_thread(tmp_path, elsewhere, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", ["overwrite", "pop", "evict"])
+@pytest.mark.parametrize("operation", ["overwrite", "pop", "evict", "append", "extend"])
 @pytest.mark.parametrize("value", [list, dict])
 def test_what_is_acknowledged_after_an_interruption_is_saved(
     value, operation, tmp_path, elsewhere, interrupted_at_each_moment
