@@ -22,6 +22,14 @@ settings.register_profile("hygiene", parent=settings(), deadline=None)
 settings.load_profile("hygiene")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that trace, so that a run with coverage can leave them out."""
+    for item in items:
+        if "interrupted" in getattr(item, "fixturenames", ()) or "interruption" in item.path.parts:
+            item.add_marker(pytest.mark.traced)
+
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -176,7 +176,10 @@ def _run(folder: Path, checker: Checker, tests: Sequence[str]) -> tuple[int, str
     if not loaded.stdout.startswith(f"True {folder}"):
         raise NothingToCheckWithError(f"the kernel that was built cannot be loaded: {loaded.stdout}{loaded.stderr}")
     ran = subprocess.Popen(
-        [*command, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT[valgrind]}", *tests],
+        [
+            *[*command, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT[valgrind]}"],
+            *["-m", "", "-n", "0", *tests],  # all tests, in the one process that is checked
+        ],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -724,6 +724,7 @@ def plain(factory: Factory) -> Pool[Connection]:
     return Pool(factory, max_size=2, timer=ManualClock(), max_idle=600)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [plain, hooked])
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -803,6 +804,7 @@ class Farewell:
             pass
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("leak", [False, True])
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -855,6 +857,7 @@ def interruptions(pool: Pool[Connection], operation: Callable[[Pool[Connection]]
         yield caught
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [plain, hooked])
 @pytest.mark.parametrize("operation", [*OPERATIONS, wait])
