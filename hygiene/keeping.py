@@ -362,6 +362,7 @@ class Keeper:
                 break
             self._refuse_to_block(key)
             own = Loading(key, registry._name)
+            value: Any = _AGAIN
             try:
                 try:
                     loading = self._board(registry, key, own)
@@ -963,6 +964,7 @@ class Keeper:
         self._refuse_to_block(key)
         while registry is not None:
             own = Loading(key, registry._name)
+            value = _AGAIN
             try:
                 try:
                     loading = self._board(registry, key, own)

@@ -132,7 +132,7 @@ class Lease(Generic[V]):
         except BaseException:
             self._release()
             raise
-        self.__class__ = Lease
+        self.__class__ = Lease  # pyright: ignore[reportAttributeAccessIssue] # of the same layout
 
     async def __aenter__(self) -> V:
         deadline = self._begin()
@@ -209,13 +209,13 @@ class Lease(Generic[V]):
         except BaseException:
             self._release()
             raise
-        self.__class__ = Lease
+        self.__class__ = Lease  # pyright: ignore[reportAttributeAccessIssue] # of the same layout
 
     def _begin(self) -> Deadline | None:
         if self._state != "new":
             raise RuntimeError(f"the lease on {self._key!r} was used already; ask the registry for another one")
         self._state = "entering"
-        self.__class__ = _Entered
+        self.__class__ = _Entered  # pyright: ignore[reportAttributeAccessIssue] # of the same layout
         return None if self._timeout is None else Deadline(self._timeout)
 
     def _end(self, error: BaseException | None = None) -> None:
@@ -241,7 +241,7 @@ class Lease(Generic[V]):
                     del registry._flights[flight.key]
             if not flight.ended:
                 flight.land(None)
-        self.__class__ = Lease
+        self.__class__ = Lease  # pyright: ignore[reportAttributeAccessIssue] # of the same layout
 
     def _creator(self) -> tuple[Callable[[], Any], bool]:
         """

@@ -881,6 +881,7 @@ class Registry(Kernel[K, V]):
         size = None if self._sizes is None else self._weigh(key, value)
         rank = self._rank(key, value) if limits.importance is not None else 0.0
         gone: list[Gone] = []
+        old: Any = MISSING
         changing = entering = False
         try:
             while True:

@@ -23,8 +23,9 @@ REQUESTS = 60
 
 # No save but the last one: every 50 changes and five seconds would hide that it is missing.
 LATE = """
+import inspect
 from hygiene.writebehind import WriteBehind
-WriteBehind.__init__.__kwdefaults__.update(interval=3600.0, every=100_000)
+inspect.unwrap(WriteBehind.__init__).__kwdefaults__.update(interval=3600.0, every=100_000)
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="neither runs on Windows")]

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stderr is not None:
             print(f"hygiene: error: cannot write the output: {error.strerror}.", file=sys.stderr)
         return _give_up_output(1)
+    if arguments != ["--version"]:
+        sys.exit(status)
     return status
 
 

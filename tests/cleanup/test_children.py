@@ -27,12 +27,12 @@ Run = Callable[..., tuple[dict[str, dict[Any, Any]], list[str]]]
 
 # `PARENT` is what the parent has loaded and changed when the child begins; each function is a child.
 PROGRAM = """
-import asyncio, concurrent.futures, multiprocessing, os, sys, threading, time
+import asyncio, concurrent.futures, inspect, multiprocessing, os, sys, threading, time
 from hygiene import History, Registry, bounded_registry, register_cleanup, shutdown
 from hygiene.stores import open_store
 from hygiene.writebehind import WriteBehind
 
-WriteBehind.__init__.__kwdefaults__["interval"] = 3600.0
+inspect.unwrap(WriteBehind.__init__).__kwdefaults__["interval"] = 3600.0
 ADDRESS = "sqlite:" + sys.argv[1]
 
 @bounded_registry("chats", "settings", maxsize=100, store=ADDRESS, name="linked")

@@ -370,7 +370,7 @@ def test_names_cannot_speak_to_the_terminal(view):
         view.show(only(frame(exposure.path), [evil]))
 
     (line,) = [line for line in drawn(view) if line.startswith("evil")]
-    assert line.startswith("evil ?]0;title? ?2J name ")
+    assert line.startswith(r"evil \x1b]0;title\x07 \x9b2J na")
 
 
 def test_a_wide_terminal_shows_how_fast_entries_leave(view):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import signal
@@ -475,7 +476,7 @@ async def test_aflush_tells_of_a_conflict_once(path: Path) -> None:
 @pytest.fixture
 def no_save_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is unsaved stays so, however slow the machine is."""
-    monkeypatch.setitem(WriteBehind.__init__.__kwdefaults__, "interval", 3600.0)
+    monkeypatch.setitem(inspect.unwrap(WriteBehind.__init__).__kwdefaults__, "interval", 3600.0)
 
 
 @needs_fork

@@ -117,13 +117,13 @@ def test_anything_else_is_refused(store: Any, wrong: Any) -> None:
 
 # Prints a line when it has 30 unsaved conversations, and one when the warning comes.
 BOT = """
-import logging, sys, threading
+import inspect, logging, sys, threading
 import hygiene
 from hygiene import bounded_registry
 from hygiene.writebehind import WriteBehind
 
 path, how = sys.argv[1:]
-WriteBehind.__init__.__kwdefaults__["interval"] = 3600.0 if how == "handlers" else 0.2
+inspect.unwrap(WriteBehind.__init__).__kwdefaults__["interval"] = 3600.0 if how == "handlers" else 0.2
 
 @bounded_registry("conversations", maxsize=1000, store="sqlite:" + path, name="conversations")
 class Bot:
