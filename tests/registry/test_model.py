@@ -292,7 +292,7 @@ class Told(RuleBasedStateMachine):
     @rule(key=KEYS)
     def evict(self, key: int) -> None:
         exact, self.exact = self.exact, False  # this one was chosen by the caller
-        present = key in self.model
+        present = key in self.model and (self.in_use(key) or self.is_over(key) is None)  # or it expires instead
         evicted = self.registry.evict(key)
         self.settle()
         self.exact = exact
