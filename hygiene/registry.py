@@ -1048,7 +1048,11 @@ class Registry(Kernel[K, V]):
                     raise self._full(key)
         finally:
             if gone:
-                self._tell(gone)
+                try:
+                    self._tell(gone)
+                except BaseException:  # a signal handler has raised
+                    self._tell(gone)
+                    raise
                 del gone
 
     def _give_place_back(self, place: _Place | None) -> None:
@@ -1941,8 +1945,13 @@ class Registry(Kernel[K, V]):
         self._drop_unreferenced(key)
         value = self._in_tail(key, MISSING)
         if value is not MISSING:
-            value = self._put(key, value, keep=True, back=True, ago=self._evicted_ago(key))
-            self._revived += value is not MISSING
+            try:
+                found = self._put(key, value, keep=True, back=True, ago=self._evicted_ago(key))
+            except BaseException:
+                self._revived += _look(self, key, MISSING) is value  # a signal handler has raised after it was put
+                raise
+            _assign(self, "_revived", self._revived + (found is not MISSING))  # one call of C, as in `_resize`
+            return found
         return value
 
     def _evicted_ago(self, key: Any) -> float | None:  # noqa: ARG002 - a timed one looks
@@ -1974,7 +1983,8 @@ class Registry(Kernel[K, V]):
         if sizes is not None:
             more = size - sizes.get(key, 0)
             sizes[key] = size
-            self._bytes += more  # no signal handler runs between these two lines
+            # One call of C, and not `__setattr__`: no signal handler runs between these two lines.
+            _assign(self, "_bytes", self._bytes + more)
 
     def _lend(self, key: Any) -> None:
         """A value that was read may be changed in place by its reader: measure it again, soon."""

@@ -47,7 +47,10 @@ class Subject:
         self.clock = ManualClock()
         self.values: list[Value] = []
         self.removals: collections.Counter[Cause] = collections.Counter()
-        given = {name: value(self) if name in {"on_evict", "close"} else value for name, value in limits.items()}
+        given = {
+            name: value(self) if name in {"on_evict", "close"} and callable(value) else value
+            for name, value in limits.items()
+        }
         self.told = "on_evict" in given
         self.closes = "close" in given
         if "ttl" in given or "idle" in given:
@@ -179,10 +182,10 @@ def conserved(subject: Subject, maybe: int) -> None:
     registry = subject.registry
     columns = [registry] + ([] if subject.second is None else [subject.second])
     alive = sum(map(len, columns))
-    removed = sum(sum(column._counts.values()) + column._counted()[2] for column in columns)
+    removed = sum(sum(column._counts.values()) + column._counted()[2] - column._revived for column in columns)
     puts = len(subject.values)
     assert alive + removed <= puts
-    if not registry._bare:  # where nothing has to be told, what is deleted is not counted
+    if not registry._light:  # where nothing has to be told, what is overwritten or deleted is not counted
         assert puts - maybe <= alive + removed
     if subject.told:
         there = {id(value) for column in columns for value in dict.values(column)}
@@ -302,7 +305,7 @@ OPERATIONS: dict[str, Callable[[Subject], object]] = {
     "late_expire": lambda subject: later(subject, lambda subject: subject.registry.expire()),
     "copy": lambda subject: dict(subject.registry),
     "walk": lambda subject: list(subject.registry.items()),
-    "move": lambda subject: subject.registry.move_to_end(0),
+    "move": lambda subject: subject.registry.move_to_end(next(iter(subject.registry))),
     "close": lambda subject: subject.registry.close(),
 }
 
