@@ -64,10 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _version() -> int:
     import platform
 
-    import hygiene
-
-    kernel = "compiled kernel" if hygiene.compiled else "kernel in Python"
-    print(f"hygiene {hygiene.__version__} ({kernel}, Python {platform.python_version()})")
+    package = sys.modules["hygiene"]  # loaded before this module of its own, which is below it
+    kernel = "compiled kernel" if package.compiled else "kernel in Python"
+    print(f"hygiene {package.__version__} ({kernel}, Python {platform.python_version()})")
     return 0
 
 
