@@ -2243,6 +2243,8 @@ class Registry(Kernel[K, V]):
 
     def _unpin_now(self, key: Any, pins: list[Any]) -> None:
         with self._lock:
+            if not pins:  # the finalizer of the lease was faster: a collection may run it before the end of a coroutine
+                return
             # Used until now, and noted while the lease still protects it: held for longer than *idle*, it is fresh.
             if self._order is None:
                 self._touch(key)

@@ -745,9 +745,12 @@ def test_max_bytes_counts_what_is_sealed_at_its_share():
         plain.append(message(number))
         history.append(message(number))
     copies = [copy.copy(history), copy.deepcopy(history), pickle.loads(pickle.dumps(history))]
-    copies.append(History(history[:], compact=True, max_bytes="64KiB"))
+    of_a_list = History(history[:], compact=True, max_bytes="64KiB")
 
     assert len(history) > 4 * len(plain)
+    # The list refers to the items while they are put in, so that they cannot be sealed yet, and weigh as they are.
+    assert len(of_a_list) > 0.9 * len(plain)
+    assert history[-len(of_a_list) :] == of_a_list
     for one in copies:
         assert history == one
         assert history.nbytes is not None

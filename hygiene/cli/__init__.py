@@ -82,6 +82,10 @@ def _give_up_output(status: int) -> int:
 
 
 def _call(arguments: list[str]) -> int:
+    import logging
+
+    # What fails is told in one sentence by the command itself. `run` and `watch` leave it to the user's program.
+    logging.getLogger("hygiene").addHandler(logging.NullHandler())
     try:
         from hygiene.cli.app import app
     except ModuleNotFoundError as missing:

@@ -485,6 +485,7 @@ def main(argument: str) -> None:
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
 
+    logging.getLogger("hygiene").addHandler(logging.NullHandler())  # the command tells what fails
     # Nobody reads any more: the one who asked has ended, and so do we.
     with contextlib.suppress(BrokenPipeError):
         try:

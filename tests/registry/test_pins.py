@@ -609,3 +609,17 @@ async def test_a_failed_creation_keeps_nothing_alive(no_collector: None) -> None
     del registry
 
     assert watched() is None
+
+
+@pytest.mark.parametrize("limits", [{}, {"maxsize": 2}, {"idle": 60, "on_evict": print}])
+def test_a_lease_whose_finalizer_was_faster_ends_once(limits: dict[str, Any]) -> None:
+    """A collection may run the finalizer of a dropped task's lease before the end of its block."""
+    registry: Registry[str, list[str]] = Registry(**limits)
+    lease = registry.lease("ann", create=list)
+    lease.__enter__()
+    with registry.lease("ann"):
+        lease.__del__()  # type: ignore[attr-defined] # an entered lease has one
+        lease.__exit__(None, None, None)
+
+        assert 1 == registry.stats().leased
+    assert 0 == registry.stats().leased
