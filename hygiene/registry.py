@@ -1575,6 +1575,10 @@ class Registry(Kernel[K, V]):
         if self._damaged:
             return
         self._damaged = True
+        # Keys whose comparison uses the registry again have recursed to the limit, and comparing them here would do it
+        # once more at each level that is left: the next operation repairs.
+        if isinstance(sys.exc_info()[1], RecursionError):
+            return
         with contextlib.suppress(Exception):
             with self._lock:
                 self._reconcile()
@@ -2692,7 +2696,10 @@ class Timed(Registry[K, V]):
         with self._lock:
             if cause is Cause.IDLE and self._is_unsaved(key):
                 return True  # changed since: the next look finds it used, or unsaved
-            if self._over_by(key) is cause and not self._discard(key, cause, gone):
+            late = self._over_by(key)
+            # Due for being idle, an entry may have expired as well: one that was busy when its ttl had elapsed.
+            over = late is cause or late is Cause.EXPIRED
+            if over and not self._discard(key, late or cause, gone):
                 self._unstamp(key)  # or the stamp that a read left while it was removed would be due for ever
         return True
 
